@@ -1,0 +1,1 @@
+"""One folder a recipe: its options, its layers, where it goes, how it keeps what was learned."""

@@ -1,0 +1,83 @@
+"""What a network is called, and how its images are prepared: plain data, no torch.
+
+An :class:`Architecture` is everything needed to build the network again: the library it comes from, the name of its builder, and
+keyword arguments. Its text form is what ``--arch`` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network's builder.
+
+    Args:
+        source: ``torchvision``, ``timm``, ``cifar``, or ``factory`` (a callable of the user's own).
+        name: the builder's name within its source; for a factory ``package.module:callable``.
+        kwargs: keyword arguments for the builder (``num_classes`` and the like), JSON values only.
+    """
+
+    source: str
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name if self.source == "factory" else f"{self.source}/{self.name}"
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :meth:`from_json` reads them back."""
+        return {"source": self.source, "name": self.name, "kwargs": dict(self.kwargs)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Architecture:
+        """Inverse of :meth:`as_json`."""
+        return cls(str(data["source"]), str(data["name"]), dict(data.get("kwargs", {})))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input.
+
+    Args:
+        input_size: ``(C, H, W)`` of one input, in pixels.
+        mean: per channel, of pixel values in 0 to 1.
+        std: per channel, of pixel values in 0 to 1.
+        resize: length in pixels that the image's short side is resized to before the centre crop; ``None`` takes H.
+            An image that already has the input's size is never resampled.
+        interpolation: ``bilinear``, ``bicubic`` or ``nearest``.
+    """
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resize: int | None = None
+    interpolation: str = "bilinear"
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :meth:`from_json` reads them back."""
+        return {
+            "input_size": list(self.input_size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "resize": self.resize,
+            "interpolation": self.interpolation,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
+        """Inverse of :meth:`as_json`."""
+        channels, height, width = (int(n) for n in data["input_size"])
+        return cls(
+            (channels, height, width),
+            tuple(float(x) for x in data["mean"]),
+            tuple(float(x) for x in data["std"]),
+            None if data.get("resize") is None else int(data["resize"]),
+            str(data.get("interpolation", "bilinear")),
+        )

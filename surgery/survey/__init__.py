@@ -1,0 +1,1 @@
+"""Understanding a network without touching it: graph, shapes, blocks, stages, channel spaces."""

@@ -1,0 +1,1 @@
+"""Data and evaluation; fine-tuning joins them here."""
