@@ -1,0 +1,174 @@
+"""The four elementary edits, as plain data.
+
+Everything a recipe does to a network is a list of these. Each names one place and what happens there, with every number it needs, so that
+a file can replay it without searching again and without the original weights:
+
+========== ==========================================================================================
+`Swap`     the module at a path gives way to a new layer; the code around it stays as it is
+`Insert`   a new layer is put in front of one call, on its first input
+`Bypass`   one call is removed: what went into it comes out; its module goes when nobody calls it any more
+`Narrow`   a module keeps only the named input or output channels; its parameters are sliced
+========== ==========================================================================================
+
+`Swap` and `Narrow` name a module by its path. `Insert` and `Bypass` name a call by its :class:`Address`, since one module may be called in
+several places. No torch is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, order=True)
+class Address:
+    """One call in the forward of one module.
+
+    Args:
+        owner: path of the module whose ``forward`` makes the call; ``""`` is the network itself.
+        operation: what is called: ``self.conv1`` for a child, ``torch.relu`` for a function, ``.view`` for a method of a tensor.
+        call: which of the owner's calls of this operation, from 0.
+    """
+
+    owner: str
+    operation: str
+    call: int = 0
+
+    @property
+    def path(self) -> str:
+        """The called module's path, or the owner's path and the operation."""
+        name = self.operation.removeprefix("self.")
+        if self.owner:
+            name = f"{self.owner}.{name}" if self.operation.startswith("self.") else f"{self.owner}:{name}"
+        return name if self.call == 0 else f"{name}#{self.call}"
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :meth:`from_json` reads them back."""
+        return {"owner": self.owner, "operation": self.operation, "call": self.call}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Address:
+        """Inverse of :meth:`as_json`."""
+        return cls(str(data["owner"]), str(data["operation"]), int(data.get("call", 0)))
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A layer of a recipe, to be built: ``kind`` is ``recipe.ClassName``, ``arguments`` its keyword arguments (JSON values)."""
+
+    kind: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :meth:`from_json` reads them back."""
+        return {"kind": self.kind, "arguments": dict(self.arguments)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerSpec:
+        """Inverse of :meth:`as_json`."""
+        return cls(str(data["kind"]), dict(data["arguments"]))
+
+
+@dataclass(frozen=True)
+class Swap:
+    """The module at ``path`` gives way to ``layer``, under the same name."""
+
+    path: str
+    layer: LayerSpec
+    op: ClassVar[str] = "swap"
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :func:`edit_from_json` reads them back."""
+        return {"op": self.op, "path": self.path, "layer": self.layer.as_json()}
+
+
+@dataclass(frozen=True)
+class Insert:
+    """``layer`` is put in front of the call ``before``, as child ``name`` of the calling module."""
+
+    before: Address
+    name: str
+    layer: LayerSpec
+    op: ClassVar[str] = "insert"
+
+    @property
+    def path(self) -> str:
+        """Path of the new layer."""
+        return f"{self.before.owner}.{self.name}" if self.before.owner else self.name
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :func:`edit_from_json` reads them back."""
+        return {
+            "op": self.op,
+            "path": self.path,
+            "before": self.before.as_json(),
+            "name": self.name,
+            "layer": self.layer.as_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """The call ``at`` is removed; its first input takes the place of its output."""
+
+    at: Address
+    op: ClassVar[str] = "bypass"
+
+    @property
+    def path(self) -> str:
+        """Path of what is no longer called here."""
+        return self.at.path
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :func:`edit_from_json` reads them back."""
+        return {"op": self.op, "path": self.path, "at": self.at.as_json()}
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """The module at ``path`` keeps these channels, by index, in this order; ``None`` keeps them as they are.
+
+    For a grouped convolution ``in_channels`` counts over all groups, as its ``in_channels`` attribute does; every group must keep equally
+    many. For a norm or a depthwise convolution input and output are one, and ``out_channels`` is used.
+    """
+
+    path: str
+    in_channels: tuple[int, ...] | None = None
+    out_channels: tuple[int, ...] | None = None
+    op: ClassVar[str] = "narrow"
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :func:`edit_from_json` reads them back."""
+        return {
+            "op": self.op,
+            "path": self.path,
+            "in_channels": None if self.in_channels is None else list(self.in_channels),
+            "out_channels": None if self.out_channels is None else list(self.out_channels),
+        }
+
+
+Edit = Swap | Insert | Bypass | Narrow
+
+
+def _indices(values: Any) -> tuple[int, ...] | None:
+    return None if values is None else tuple(int(i) for i in values)
+
+
+def edit_from_json(data: Mapping[str, Any]) -> Edit:
+    """Read one edit back from JSON values.
+
+    Raises:
+        ValueError: for an operation this version does not know.
+    """
+    match data["op"]:
+        case Swap.op:
+            return Swap(str(data["path"]), LayerSpec.from_json(data["layer"]))
+        case Insert.op:
+            return Insert(Address.from_json(data["before"]), str(data["name"]), LayerSpec.from_json(data["layer"]))
+        case Bypass.op:
+            return Bypass(Address.from_json(data["at"]))
+        case Narrow.op:
+            return Narrow(str(data["path"]), _indices(data.get("in_channels")), _indices(data.get("out_channels")))
+        case other:
+            raise ValueError(f"unknown edit {other!r}")

@@ -1,0 +1,161 @@
+"""What a network is and what was done to it: the record that travels with the model and with its file.
+
+A :class:`Record` names the base architecture, how images are prepared, the classes, and the journal: one :class:`Entry` for each thing done,
+in order. It is plain data that turns into JSON and back, with no clock times, so that the same input and options give the same bytes.
+No torch is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from chansurg.surgery.architecture import Architecture, Preprocessing
+from chansurg.surgery.edits import Edit, edit_from_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One conversion.
+
+    Args:
+        recipe: recipe's name.
+        version: recipe's version.
+        options: every option's value, as JSON values.
+        seed: seed of whatever had to be initialised anew.
+        edits: what was done, in order, at recorded addresses.
+        signatures: non-tensor arguments of each rewritten forward (see :class:`~chansurg.surgery.plan.Plan`).
+        graphs: for each module whose code the edits rely on, a hash of its graph before the edits.
+        libraries: versions of the libraries that defined those modules.
+        sliced: tensors that kept a part of their values.
+        new: tensors that did not exist before, freshly initialised.
+        removed: tensors that are gone. Every other tensor was kept as it was.
+        before: counts before (``params``, ``macs``, ``ops``, ``memory_access``).
+        after: counts after.
+        verdict: how far the converted network's outputs are from the original's, where that was measured.
+        parent_file: name of the file it came from, if it came from one.
+        parent_sha256: that file's hash.
+    """
+
+    recipe: str
+    version: int
+    options: Mapping[str, Any]
+    seed: int
+    edits: tuple[Edit, ...]
+    signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    graphs: Mapping[str, str] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    sliced: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    before: Mapping[str, int] = field(default_factory=dict)
+    after: Mapping[str, int] = field(default_factory=dict)
+    verdict: Mapping[str, Any] | None = None
+    parent_file: str | None = None
+    parent_sha256: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :meth:`from_json` reads them back."""
+        return {
+            "kind": "convert",
+            "recipe": self.recipe,
+            "version": self.version,
+            "options": dict(self.options),
+            "seed": self.seed,
+            "edits": [edit.as_json() for edit in self.edits],
+            "signatures": {path: dict(values) for path, values in self.signatures.items()},
+            "graphs": dict(self.graphs),
+            "libraries": dict(self.libraries),
+            "tensors": {"sliced": list(self.sliced), "new": list(self.new), "removed": list(self.removed)},
+            "before": dict(self.before),
+            "after": dict(self.after),
+            "verdict": None if self.verdict is None else dict(self.verdict),
+            "parent": {"file": self.parent_file, "sha256": self.parent_sha256},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Entry:
+        """Inverse of :meth:`as_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: where the data does not have that form.
+        """
+        if data["kind"] != "convert":
+            raise ValueError(f"unknown journal entry {data['kind']!r}")
+        tensors, parent = data["tensors"], data["parent"]
+        return cls(
+            recipe=str(data["recipe"]),
+            version=int(data["version"]),
+            options=dict(data["options"]),
+            seed=int(data["seed"]),
+            edits=tuple(edit_from_json(edit) for edit in data["edits"]),
+            signatures={str(path): dict(values) for path, values in data["signatures"].items()},
+            graphs={str(path): str(digest) for path, digest in data["graphs"].items()},
+            libraries={str(name): str(version) for name, version in data["libraries"].items()},
+            sliced=tuple(tensors["sliced"]),
+            new=tuple(tensors["new"]),
+            removed=tuple(tensors["removed"]),
+            before={str(k): int(v) for k, v in data["before"].items()},
+            after={str(k): int(v) for k, v in data["after"].items()},
+            verdict=None if data["verdict"] is None else dict(data["verdict"]),
+            parent_file=parent["file"],
+            parent_sha256=parent["sha256"],
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """A network's papers.
+
+    Args:
+        architecture: what the network was built as; ``None`` for a module of the caller's own that no library builds.
+        preprocessing: how images are prepared for it.
+        class_names: the classes in the order of the outputs, where known.
+        journal: what was done to it, oldest first.
+        file: name of the file it was read from, if any.
+        sha256: that file's hash.
+        notes: what a reader should know about how it was recognised. Not written to files.
+    """
+
+    architecture: Architecture | None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    class_names: tuple[str, ...] | None = None
+    journal: tuple[Entry, ...] = ()
+    file: str | None = None
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def with_entry(self, entry: Entry) -> Record:
+        """The record after one more thing was done; the file it came from is now the entry's parent."""
+        parented = replace(entry, parent_file=self.file, parent_sha256=self.sha256)
+        return replace(self, journal=(*self.journal, parented), file=None, sha256=None)
+
+    def as_json(self) -> dict[str, Any]:
+        """What a model file carries under the key ``chansurg``."""
+        return {
+            "schema": SCHEMA,
+            "architecture": None if self.architecture is None else self.architecture.as_json(),
+            "preprocessing": self.preprocessing.as_json(),
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "journal": [entry.as_json() for entry in self.journal],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Inverse of :meth:`as_json`, for every schema ever written.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: where the data does not have that form.
+        """
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"schema {data['schema']!r}")
+        names = data["class_names"]
+        return cls(
+            architecture=None if data["architecture"] is None else Architecture.from_json(data["architecture"]),
+            preprocessing=Preprocessing.from_json(data["preprocessing"]),
+            class_names=None if names is None else tuple(str(name) for name in names),
+            journal=tuple(Entry.from_json(entry) for entry in data["journal"]),
+        )

@@ -1,0 +1,73 @@
+"""What a recipe would do to a network: plain data, nothing has changed yet. No torch is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chansurg.surgery.edits import Edit
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a recipe applies.
+
+    Args:
+        path: path of the module that the recipe changes there.
+        kind: the recipe's own word for the sort of place (``squeeze``, ``feed-forward``, …).
+        detail: numbers and notes that help a reader: channels, ratio, what follows. JSON values.
+    """
+
+    path: str
+    kind: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """``{"path", "kind", …detail}``."""
+        return {"path": self.path, "kind": self.kind, **self.detail}
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A place that looked like a site, or might be expected to be one, and the reason why it is left alone."""
+
+    path: str
+    reason: str
+
+    def as_json(self) -> dict[str, str]:
+        """``{"path", "reason"}``."""
+        return {"path": self.path, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The edits of one conversion, and the sites left alone.
+
+    Args:
+        recipe: the recipe's name.
+        version: the recipe's version.
+        options: every option's value, defaults included, as JSON values.
+        sites: where it applies.
+        edits: what is done, in order.
+        skipped: where it does not apply, and why.
+        signatures: for each module whose forward is rewritten, the arguments that are not tensors, and their values in this network.
+    """
+
+    recipe: str
+    version: int
+    options: Mapping[str, Any]
+    sites: tuple[Site, ...]
+    edits: tuple[Edit, ...]
+    skipped: tuple[Skip, ...] = ()
+    signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as ``convert --dry-run --json`` shows it."""
+        return {
+            "recipe": self.recipe,
+            "options": dict(self.options),
+            "sites": [site.as_json() for site in self.sites],
+            "edits": [edit.as_json() for edit in self.edits],
+            "skipped": [skip.as_json() for skip in self.skipped],
+        }

@@ -1,0 +1,110 @@
+"""The contract of a recipe, and the registry they enter themselves into.
+
+A recipe is one object: its name and what a reader should know of it, one dataclass of options, and two methods: ``plan``, from a survey to plain
+data, and ``layer``, from a layer's name to its class. Recipes are found through the entry-point group ``chansurg.recipes``, so another
+package can add one. No torch is imported here; a recipe imports it inside its methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from chansurg.surgery.errors import InputError
+from chansurg.surgery.plan import Plan, Site, Skip
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from chansurg.surgery.survey import Survey
+
+
+def option(default: Any, help: str, *, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
+    """A field of a recipe's options: its default, its help text and, where they are few, its values.
+
+    The command line and the documentation are made from these.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+
+
+class Recipe(ABC):
+    """One way of rewriting networks."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    summary: ClassVar[str]
+    """One line: what it does."""
+    description: ClassVar[str]
+    """A paragraph: how, and what a user gains and loses."""
+    paper: ClassVar[str]
+    not_for: ClassVar[str]
+    """When not to use it."""
+    Options: ClassVar[type]
+    """A frozen dataclass whose fields come from :func:`option`; its ``__post_init__`` raises :class:`InputError` for bad values."""
+
+    @abstractmethod
+    def plan(self, survey: Survey, options: Any) -> Plan:
+        """What the recipe would do to the surveyed network; changes nothing."""
+
+    @abstractmethod
+    def sites(self, survey: Survey) -> tuple[list[Site], list[Skip]]:
+        """Every place the recipe knows how to change, in any of its modes, and the places it leaves alone with the reason."""
+
+    @abstractmethod
+    def layer(self, name: str) -> type[nn.Module]:
+        """The layer class of this name; only names that the recipe defines.
+
+        Raises:
+            KeyError: for any other name.
+        """
+
+    def options(self, values: Mapping[str, Any]) -> Any:
+        """Options from keyword arguments or from the command line's strings.
+
+        Raises:
+            InputError: for a name that is no option of this recipe, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(self.Options)}
+        for name in values:
+            if name not in known:
+                raise InputError(
+                    f"{name!r} is not an option of the recipe {self.name!r}.",
+                    where=f"recipe {self.name}, option --{name.replace('_', '-')}",
+                    not_done="Nothing was converted.",
+                    to_do=f"Its options are {', '.join('--' + n.replace('_', '-') for n in sorted(known))}; "
+                    f"see `chansurg recipes {self.name}`.",
+                )
+        return self.Options(**values)
+
+
+@cache
+def recipes() -> Mapping[str, Recipe]:
+    """All installed recipes by name."""
+    found: dict[str, Recipe] = {}
+    for entry in sorted(entry_points(group="chansurg.recipes"), key=lambda entry: entry.name):
+        recipe = entry.load()
+        found[recipe.name] = recipe
+    return found
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        InputError: where no installed recipe has it.
+    """
+    known = recipes()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    raise InputError(
+        f"There is no recipe {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+        where=f"recipe {name!r}",
+        not_done="Nothing was converted.",
+        to_do=f"Choose one of: {', '.join(known) or 'none is installed'}; `chansurg recipes` describes them.",
+    )
