@@ -1,0 +1,182 @@
+"""Pick-or-Mix: one channel out of each subset of channels, decided per image and fused per pixel.
+
+A 1x1 convolution that squeezes ``C`` channels costs ``C * K`` multiply-accumulates a pixel. PiX spends them once an image: the
+activation is first averaged to one number a channel, a small linear layer turns these into a probability for each of ``K`` subsets, and
+the subset's maximum (pick) or mean (mix) is scaled by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chansurg.recipes.pix.partition import check_partition, contiguous_runs, partition
+from chansurg.surgery.errors import InputError
+from chansurg.surgery.layer import RecipeLayer
+
+OPERATORS = ("pick-or-mix", "pick", "mix", "min")
+
+
+class PickOrMix(RecipeLayer):
+    """The PiX layer (Pick-or-Mix, Section 3, Equations 1 to 3).
+
+    For ``x`` of shape ``[B, C, …]`` and ``K`` output channels::
+
+        g = mean of |x| over everything but batch and channels      [B, C]    (Eq. 1)
+        p = sigmoid(g theta^T + beta)                               [B, K]    (Section 3.2)
+        y_i = p_i * max(subset i)   where p_i <= tau                          (Eq. 2, 3)
+              p_i * mean(subset i)  elsewhere                       [B, K, …]
+
+    A short subset is averaged over the channels it has. With subsets of one channel the layer acts like squeeze-and-excitation.
+
+    Args:
+        in_channels: ``C``.
+        out_channels: ``K``, at most ``C``.
+        zeta: channels in a subset; ``K`` must then be ``C / zeta`` rounded up. ``None``: subsets whose sizes differ by at most one.
+        operator: ``pick-or-mix`` as above. The ablations: ``pick`` takes the maximum and ``mix`` the mean whatever ``p`` is;
+            ``min`` is pick-or-mix with the minimum in the maximum's place, the mean above ``tau`` staying as it is.
+        tau: the threshold on ``p``, from 0 to 1. ``pick`` and ``mix`` have no use for it.
+        subsets: ``contiguous`` or ``strided``, see :func:`chansurg.recipes.pix.partition.partition`. One method in two memory
+            layouts: strided subsets reduce over whole vectors where channels are innermost.
+        channel_dim: 1 for ``[B, C, …]`` with any number of further dimensions, -1 for ``[B, N, C]`` or ``[B, H, W, C]``.
+
+    Attributes:
+        theta: ``[K, C]``, Xavier uniform at first.
+        beta: ``[K]``, zero at first.
+
+    Raises:
+        InputError: for arguments outside what is said above.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        zeta: int | None = None,
+        operator: str = "pick-or-mix",
+        tau: float = 0.5,
+        subsets: str = "contiguous",
+        channel_dim: int = 1,
+    ) -> None:
+        super().__init__()
+        check_partition(in_channels, out_channels, zeta, subsets)
+        _check_choices(operator, tau, channel_dim)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.zeta = zeta
+        self.operator = operator
+        self.tau = tau
+        self.subsets = subsets
+        self.channel_dim = channel_dim
+        self.theta = nn.Parameter(torch.empty(out_channels, in_channels))
+        self.beta = nn.Parameter(torch.empty(out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw ``theta`` anew (Xavier uniform, from ``generator`` if given) and set ``beta`` to zero (Section 3.2)."""
+        nn.init.xavier_uniform_(self.theta, generator=generator)
+        nn.init.zeros_(self.beta)
+
+    def subset_indices(self) -> list[list[int]]:
+        """The input channels behind each output channel."""
+        return partition(self.in_channels, self.out_channels, self.zeta, self.subsets)
+
+    def probability(self, x: Tensor) -> Tensor:
+        """The sampling probabilities ``p``: ``[B, C, …] -> [B, K]`` (``[B, …, C]`` with ``channel_dim=-1``)."""
+        others = [dim for dim in range(1, x.ndim) if dim != self.channel_dim % x.ndim]
+        if not others:
+            return torch.sigmoid(functional.linear(x.abs(), self.theta, self.beta))
+        # A one-norm reads x once and writes no |x|; a sum over a half-precision image would overflow.
+        dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
+        total = torch.linalg.vector_norm(x, ord=1, dim=others, dtype=dtype)
+        g = (total / math.prod([x.shape[dim] for dim in others])).to(x.dtype)
+        return torch.sigmoid(functional.linear(g, self.theta, self.beta))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, …] -> [B, K, …]``, or ``[B, …, C] -> [B, …, K]`` with ``channel_dim=-1``; dtype and memory format are kept."""
+        p = self.probability(x).to(x.dtype)
+        channel = self.channel_dim % x.ndim
+        # Reductions return the default layout. With channels moved to where memory has them, that is the layout of x.
+        channels_last = channel == 1 < x.ndim - 1 and x.stride(1) == 1
+        if channels_last:
+            x, channel = x.movedim(1, -1), x.ndim - 1
+        for dim in range(1, x.ndim):
+            p = p if dim == channel else p.unsqueeze(dim)
+        y = p * self._fuse(x, p, channel)
+        return y.movedim(-1, 1) if channels_last else y
+
+    def _fuse(self, x: Tensor, p: Tensor, channel: int) -> Tensor:
+        """Pick or mix, not yet scaled (Eq. 2 without its factor ``p``); ``p`` is shaped to broadcast over ``x``."""
+        if self.operator == "mix":
+            return self._reduce_subsets(x, channel, _mean, _extend_mean)
+        extreme, join = (torch.amin, torch.minimum) if self.operator == "min" else (torch.amax, torch.maximum)
+        picked = self._reduce_subsets(x, channel, extreme, lambda reduced, rest, _: join(reduced, rest))
+        if self.operator == "pick":
+            return picked
+        return torch.where(p <= self.tau, picked, self._reduce_subsets(x, channel, _mean, _extend_mean))
+
+    def extra_repr(self) -> str:
+        """The arguments, those at their defaults left out."""
+        parts = [f"{self.in_channels} -> {self.out_channels}"]
+        if self.zeta is not None:
+            parts.append(f"zeta={self.zeta}")
+        if self.operator != "pick-or-mix":
+            parts.append(f"operator={self.operator}")
+        if self.operator in ("pick-or-mix", "min"):
+            parts.append(f"tau={self.tau:g}")
+        parts.append(self.subsets)
+        if self.channel_dim != 1:
+            parts.append(f"channel_dim={self.channel_dim}")
+        return ", ".join(parts)
+
+    def _reduce_subsets(
+        self,
+        x: Tensor,
+        channel: int,
+        reduce: Callable[[Tensor, int], Tensor],
+        extend: Callable[[Tensor, Tensor, int], Tensor],
+    ) -> Tensor:
+        """``reduce`` each subset to one channel: ``C`` to ``K`` entries along ``channel``, on views of ``x``.
+
+        ``extend(reduced, rest, size)`` takes one more channel into subsets of ``size`` channels that were reduced already.
+        """
+        if self.subsets == "contiguous":
+            groups = contiguous_runs(self.in_channels, self.out_channels, self.zeta)
+            pieces = torch.split(x, [count * size for count, size in groups], channel)
+            reduced = [
+                reduce(torch.unflatten(piece, channel, (count, size)), channel + 1)
+                for piece, (count, size) in zip(pieces, groups, strict=True)
+            ]
+            return torch.cat(reduced, channel) if len(reduced) > 1 else reduced[0]
+        size, longer = divmod(self.in_channels, self.out_channels)
+        even, rest = torch.split(x, [size * self.out_channels, longer], channel)
+        reduced_even = reduce(torch.unflatten(even, channel, (size, self.out_channels)), channel)
+        if not longer:
+            return reduced_even
+        first, last = torch.split(reduced_even, [longer, self.out_channels - longer], channel)
+        return torch.cat([extend(first, rest, size), last], channel)
+
+
+def _mean(x: Tensor, dim: int) -> Tensor:
+    return x.mean(dim)
+
+
+def _extend_mean(mean: Tensor, rest: Tensor, size: int) -> Tensor:
+    return mean + (rest - mean) / (size + 1)
+
+
+def _check_choices(operator: str, tau: float, channel_dim: int) -> None:
+    def refuse(what: str, where: str, to_do: str) -> InputError:
+        return InputError(what, where=where, not_done="no layer was built", to_do=to_do)
+
+    if operator not in OPERATORS:
+        raise refuse(f"{operator!r} is no PiX operator.", "operator", f"choose one of {', '.join(OPERATORS)}")
+    if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau <= 1:
+        raise refuse(f"tau is {tau!r}, and p lies between 0 and 1.", "tau", "give a number from 0 to 1; the paper's is 0.5")
+    if channel_dim not in (1, -1):
+        raise refuse(f"channel_dim is {channel_dim!r}.", "channel_dim", "1 for [B, C, …], -1 for [B, …, C]")
