@@ -1,4 +1,4 @@
-"""PiX: dynamic pick-or-mix channel sampling in place of channel-squeezing 1x1 convolutions, or in front of other convolutions."""
+"""PiX: dynamic pick-or-mix channel sampling in place of 1x1 squeezes, or in front of other convolutions."""
 
 from __future__ import annotations
 

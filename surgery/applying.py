@@ -1,0 +1,178 @@
+"""The one place where networks are changed: a list of edits goes in with a network, the changed network comes out.
+
+Converting and replaying share :func:`perform`. Converting works on the real network and initialises new layers; replaying works on a skeleton whose
+tensors come from a file, and checks that the code underneath is still the one that was edited.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap
+from chansurg.surgery.errors import InputError, Refusal
+from chansurg.surgery.layer import RecipeLayer
+from chansurg.surgery.narrowing import narrow
+from chansurg.surgery.recipe import find_recipe
+from chansurg.surgery.rewriting import bypass, called_children, find_call, first_input, graph_hash, insert_before, install, trace_forward
+from chansurg.surgery.tracing import TraceFailure, join_path
+
+
+class ChangedUnderneath(Exception):
+    """A library's code is not what it was when the edits were made; the message names the module."""
+
+
+def perform(
+    network: nn.Module,
+    edits: Sequence[Edit],
+    signatures: Mapping[str, Mapping[str, Any]],
+    *,
+    seed: int | None,
+    expected: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Carry out ``edits`` on ``network``, in place.
+
+    Args:
+        network: on any device. Where it fails the network may be half edited, so callers pass a copy or let go of it.
+        edits: in order.
+        signatures: for each module whose code the edits rely on, its non-tensor arguments.
+        seed: initialises the new layers; ``None`` leaves them empty, for tensors that come from a file.
+        expected: hashes of those modules' graphs to check before anything is changed.
+
+    Returns:
+        The hash of each of those modules' graphs before the edits, for the journal; ``""`` where a forward cannot be traced by itself.
+
+    Raises:
+        ChangedUnderneath: where a hash differs from the expected one.
+        Refusal: where an edit cannot be made.
+    """
+    graphs: dict[str, fx.Graph] = {}
+    hashes: dict[str, str] = {}
+    for owner, concrete in signatures.items():
+        try:
+            graphs[owner] = trace_forward(network.get_submodule(owner), owner, concrete)
+            hashes[owner] = graph_hash(graphs[owner])
+        except TraceFailure:
+            hashes[owner] = ""
+        if expected is not None and hashes[owner] != expected.get(owner, hashes[owner]):
+            raise ChangedUnderneath(owner)
+    rewritten: dict[str, None] = {}
+    for edit in edits:
+        match edit:
+            case Swap():
+                _swap(network, edit, seed)
+            case Narrow():
+                narrow(network.get_submodule(edit.path), edit.path, edit.in_channels, edit.out_channels)
+            case Insert():
+                graph, node = _locate(graphs, edit.before)
+                _insert(network, edit, graph, node, seed)
+                rewritten[edit.before.owner] = None
+            case Bypass():
+                graph, node = _locate(graphs, edit.at)
+                bypass(graph, node)
+                _drop_uncalled(network, edit.at, graph)
+                rewritten[edit.at.owner] = None
+    for owner in rewritten:
+        install(network.get_submodule(owner), graphs[owner])
+    return hashes
+
+
+def _locate(graphs: Mapping[str, fx.Graph], address: Address) -> tuple[fx.Graph, fx.Node]:
+    graph = graphs.get(address.owner)
+    node = None if graph is None else find_call(graph, address)
+    if graph is None or node is None:
+        raise Refusal(
+            f"The call {address.path} was not found in the forward of {address.owner or 'the network'}.",
+            where=address.path,
+            not_done="The network was not converted.",
+            to_do="Leave this site out.",
+        )
+    return graph, node
+
+
+def _swap(network: nn.Module, edit: Swap, seed: int | None) -> None:
+    parent_path, _, name = edit.path.rpartition(".")
+    old = network.get_submodule(edit.path)
+    layer = build_layer(edit.layer, edit.path, seed, _home(old, network))
+    layer.train(old.training)
+    setattr(network.get_submodule(parent_path), name, layer)
+
+
+def _insert(network: nn.Module, edit: Insert, graph: fx.Graph, node: fx.Node, seed: int | None) -> None:
+    owner = network.get_submodule(edit.before.owner)
+    if hasattr(owner, edit.name):
+        raise Refusal(
+            f"{edit.path} exists already.", where=edit.path, not_done="The network was not converted.", to_do="Convert the original instead."
+        )
+    anchor = owner.get_submodule(str(node.target)) if node.op == "call_module" else owner
+    layer = build_layer(edit.layer, edit.path, seed, _home(anchor, network))
+    layer.train(owner.training)
+    _ = first_input(node)
+    owner.add_module(edit.name, layer)
+    if node.op == "call_module" and str(node.target) in owner._modules:
+        # Children are listed in the order they run, which a plain nn.Sequential relies on and a reader expects.
+        names = list(owner._modules)
+        for later in names[names.index(str(node.target)) : -1]:
+            owner._modules[later] = owner._modules.pop(later)
+    insert_before(graph, node, edit.name)
+
+
+def _drop_uncalled(network: nn.Module, at: Address, graph: fx.Graph) -> None:
+    if not at.operation.startswith("self."):
+        return
+    child = at.operation.removeprefix("self.")
+    still_used = called_children(graph)
+    if child in still_used or any(name.startswith(f"{child}.") for name in still_used):
+        return
+    parent_path, _, name = join_path(at.owner, child).rpartition(".")
+    network.get_submodule(parent_path)._modules.pop(name, None)
+
+
+def _home(module: nn.Module, network: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of the floating tensors of ``module``, or of the network where it has none."""
+    for source in (module, network):
+        for tensor in (*source.parameters(), *source.buffers()):
+            if tensor.is_floating_point():
+                return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def build_layer(spec: LayerSpec, path: str, seed: int | None, home: tuple[torch.device, torch.dtype]) -> RecipeLayer:
+    """Build a recipe's layer for ``path``.
+
+    Its initialisation draws from a generator of its own, seeded by ``seed`` and the path, so that it does not depend on what else was built.
+
+    Raises:
+        InputError: where no installed recipe has such a layer.
+    """
+    recipe_name, _, class_name = spec.kind.partition(".")
+    recipe = find_recipe(recipe_name)
+    try:
+        layer_class = recipe.layer(class_name)
+    except KeyError:
+        raise InputError(
+            f"The recipe {recipe_name!r} has no layer {class_name!r}.",
+            where=path,
+            not_done="The network was not built.",
+            to_do="Install the version of the package that wrote the file.",
+        ) from None
+    device, dtype = home
+    with torch.device("meta"):
+        layer: RecipeLayer = layer_class(**spec.arguments)
+    if device.type == "meta":
+        return layer.to(dtype=dtype)
+    layer = layer.to_empty(device="cpu")
+    if seed is not None:
+        digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
+        layer.reset_parameters(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
+    return layer.to(device=device, dtype=dtype)
+
+
+def working_copy(network: nn.Module, inplace: bool) -> nn.Module:
+    """The network itself, or a deep copy."""
+    return network if inplace else copy.deepcopy(network)

@@ -1,0 +1,259 @@
+"""Regions: the parts of a network that torch.fx can follow, as flat graphs of layers with shapes.
+
+The whole network is one region where that works; else the largest parts that can be traced are, and every part that could not be keeps its
+reason. Everything happens on a meta copy, so no arithmetic is spent and the caller's network is never touched.
+
+A node's ``meta`` carries ``address`` (an :class:`~chansurg.surgery.edits.Address`), ``shape`` (a tuple, or ``None`` where unknown), and for module
+calls ``module`` (the meta module) and ``path`` (its full path).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from chansurg.surgery.layer import RecipeLayer
+from chansurg.surgery.tracing import AddressingTracer, TraceFailure, join_path, readable_reason, untraced_modules
+
+LAYERS: tuple[type[nn.Module], ...] = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.Linear,
+    nn.Embedding,
+    nn.MultiheadAttention,
+    RecipeLayer,
+)
+
+
+@dataclass
+class Call:
+    """How a module was called: the non-tensor arguments, and whether they can be written down."""
+
+    concrete: dict[str, Any]
+    reason: str | None = None
+
+
+@dataclass
+class Region:
+    """One traced part of a network.
+
+    Args:
+        path: path of the traced module.
+        graph: its flat graph; see the module's docstring for the nodes' ``meta``.
+        root: the meta module that was traced.
+        call: how it was called itself.
+        calls: every call of every module below, by path.
+        shapes_reason: why shapes are missing from some node on, if they are.
+    """
+
+    path: str
+    graph: fx.Graph
+    root: nn.Module
+    call: Call
+    calls: Mapping[str, list[Call]]
+    shapes_reason: str | None = None
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The graph's nodes, in order of execution."""
+        return list(self.graph.nodes)
+
+
+@dataclass
+class Regions:
+    """All regions of a network, and the parts that are in none with the reason."""
+
+    found: list[Region] = field(default_factory=list)
+    untraced: dict[str, str] = field(default_factory=dict)
+
+
+class SurveyTracer(AddressingTracer):
+    """Traces through everything but layers, and notes how every module is called."""
+
+    def __init__(self, root_path: str, concrete: Mapping[str, Any]) -> None:
+        super().__init__(root_path, concrete)
+        self.calls: dict[str, list[Call]] = {}
+        self.leaves = (*LAYERS, *untraced_modules())
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers by ``isinstance``; what the library declares; what reads ``self.training`` and has no layers of its own."""
+        if isinstance(m, self.leaves):
+            return True
+        if super().is_leaf_module(m, module_qualified_name):
+            return True
+        return next(m.children(), None) is None and reads_training(m)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record the call, then either make it one node or follow it."""
+        target = self.path_of_module(m)
+        path = join_path(self.root_path, target)
+        self.calls.setdefault(path, []).append(describe_call(m, args, kwargs, fx.Proxy))
+        if self.is_leaf_module(m, target):
+            return self.create_proxy("call_module", target, args, kwargs)
+        self.owners.append(path)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.owners.pop()
+
+
+def reads_training(module: nn.Module) -> bool:
+    """Whether a module's own forward looks at ``self.training``."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
+def describe_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], traced: type) -> Call:
+    """Sort a call's arguments into traced ones (holding a ``traced`` value) and concrete ones."""
+    try:
+        bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    except (TypeError, ValueError) as error:
+        return Call({}, f"its forward's signature cannot be read ({error})")
+    bound.apply_defaults()
+    concrete: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        if _holds(value, traced):
+            continue
+        if not _is_plain(value):
+            return Call(concrete, f"its argument {name!r} is neither a tensor nor a plain value")
+        concrete[name] = value
+    return Call(concrete)
+
+
+def _holds(value: Any, kind: type) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_holds(item, kind) for item in value)
+    if isinstance(value, Mapping):
+        return any(_holds(item, kind) for item in value.values())
+    return isinstance(value, kind)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+class ShapeRecorder(fx.Interpreter):
+    """Runs a graph on meta tensors and writes ``meta["shape"]`` (and ``meta["dtype"]``) on every node it reaches."""
+
+    def __init__(self, region: Region) -> None:
+        super().__init__(region.root, garbage_collect_values=True, graph=region.graph)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node and note what came out."""
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            n.meta["shape"] = tuple(result.shape)
+            n.meta["dtype"] = result.dtype
+        elif isinstance(result, (tuple, list)) and all(isinstance(item, torch.Tensor) for item in result):
+            n.meta["shapes"] = tuple(tuple(item.shape) for item in result)
+        return result
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The node's arguments, with the graph's immutable lists as ordinary ones: some functions change theirs in place."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(_ordinary(arg) for arg in args), {name: _ordinary(arg) for name, arg in kwargs.items()}
+
+
+def _ordinary(value: Any) -> Any:
+    return [_ordinary(item) for item in value] if isinstance(value, list) else value
+
+
+def find_regions(network: nn.Module, example: torch.Tensor) -> Regions:
+    """Trace a meta network.
+
+    Args:
+        network: on the meta device, in eval mode (:func:`~chansurg.surgery.skeleton.meta_copy`).
+        example: a meta tensor ``[B, C, H, W]``, the network's input.
+    """
+    regions = Regions()
+    # A library's "not traceable" list holds for the modules of a network; a network that is on it is opened up, not taken as one call.
+    try:
+        call = describe_call(network, (example,), {}, torch.Tensor)
+        regions.found.append(_trace(network, "", call, (example,), {}))
+    except TraceFailure as failure:
+        regions.untraced[""] = str(failure)
+        seen = _observe(network, example)
+        for name, child in network.named_children():
+            _descend(child, name, seen, example, regions)
+    return regions
+
+
+def _descend(module: nn.Module, path: str, seen: Mapping[str, tuple[Any, ...]], example: torch.Tensor, regions: Regions) -> None:
+    if not any(isinstance(child, LAYERS) for child in module.modules()):
+        return
+    if path in seen and not isinstance(module, LAYERS):
+        call, args, kwargs, count = seen[path]
+        if count == 1:
+            try:
+                if call.reason is not None:
+                    raise TraceFailure(call.reason)
+                regions.found.append(_trace(module, path, call, args, kwargs))
+                return
+            except TraceFailure as failure:
+                regions.untraced[path] = str(failure)
+        else:
+            regions.untraced[path] = f"it is called {count} times"
+    elif path not in seen:
+        regions.untraced[path] = "it was not reached when the network ran on shapes alone"
+    for name, child in module.named_children():
+        _descend(child, f"{path}.{name}", seen, example, regions)
+
+
+def _trace(module: nn.Module, path: str, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Region:
+    tracer = SurveyTracer(path, call.concrete)
+    graph = tracer.trace(module)
+    region = Region(path, graph, module, call, tracer.calls)
+    for node in graph.nodes:
+        if node.op == "call_module":
+            node.meta["path"] = join_path(path, str(node.target))
+            node.meta["module"] = module.get_submodule(str(node.target))
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    bound.apply_defaults()
+    inputs = list(bound.arguments.values())[1:]
+    try:
+        with torch.no_grad():
+            ShapeRecorder(region).run(*inputs)
+    except Exception as error:  # a meta kernel may be missing, or the input size impossible for the network
+        region.shapes_reason = readable_reason(error)
+    return region
+
+
+def _observe(network: nn.Module, example: torch.Tensor) -> dict[str, tuple[Any, ...]]:
+    """Run a meta network once and note how each module is first called, and how often."""
+    seen: dict[str, tuple[Any, ...]] = {}
+    handles = []
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if path in seen:
+                call, first_args, first_kwargs, count = seen[path]
+                seen[path] = (call, first_args, first_kwargs, count + 1)
+            else:
+                seen[path] = (describe_call(module, args, kwargs, torch.Tensor), args, kwargs, 1)
+
+        return hook
+
+    for path, module in network.named_modules():
+        if path:
+            handles.append(module.register_forward_pre_hook(watch(path), with_kwargs=True))
+    try:
+        with torch.no_grad():
+            network(example)
+    except Exception:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

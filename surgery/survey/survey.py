@@ -1,0 +1,125 @@
+"""The survey: all that is known of a network before anything is planned. It reads and never changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from chansurg.surgery.errors import InputError
+from chansurg.surgery.skeleton import meta_copy
+from chansurg.surgery.survey.blocks import Block, Stage, find_blocks, find_stages
+from chansurg.surgery.survey.channels import ChannelSpaces
+from chansurg.surgery.survey.regions import LAYERS, Call, Region, find_regions
+
+
+@dataclass
+class Survey:
+    """What is known of a network.
+
+    Args:
+        network: the meta copy that was traced, in eval mode.
+        original: the caller's network, for reading weights (their norms decide which slices are kept); never changed.
+        input_size: ``(C, H, W)`` that shapes were taken at.
+        regions: the traced parts.
+        untraced: path and reason of each part that could not be traced.
+    """
+
+    network: nn.Module
+    original: nn.Module
+    input_size: tuple[int, ...]
+    regions: list[Region]
+    untraced: Mapping[str, str]
+    _blocks: dict[str, list[Block]] = field(default_factory=dict)
+    _spaces: dict[str, ChannelSpaces] = field(default_factory=dict)
+
+    def blocks(self, region: Region) -> list[Block]:
+        """The region's residual blocks that lie in no other block."""
+        if region.path not in self._blocks:
+            self._blocks[region.path] = find_blocks(region.nodes)
+        return self._blocks[region.path]
+
+    def stages(self, region: Region) -> list[Stage]:
+        """The region's blocks grouped by output width and resolution."""
+        return find_stages(self.blocks(region))
+
+    def spaces(self, region: Region) -> ChannelSpaces:
+        """The region's channel spaces."""
+        if region.path not in self._spaces:
+            self._spaces[region.path] = ChannelSpaces(region.nodes)
+        return self._spaces[region.path]
+
+    @cached_property
+    def module_calls(self) -> Counter[str]:
+        """How often each layer is called, by path."""
+        return Counter(node.meta["path"] for region in self.regions for node in region.nodes if node.op == "call_module")
+
+    def uneditable(self, region: Region, node: fx.Node, *, replaces: bool) -> str | None:
+        """Why the call at ``node`` cannot be edited, or ``None``.
+
+        Args:
+            region: where the node is.
+            node: a call.
+            replaces: whether the called module itself would change, and not only this call of it.
+        """
+        address = node.meta.get("address")
+        if address is None:
+            return "it is no call"
+        if replaces and node.op == "call_module" and self.module_calls[node.meta["path"]] > 1:
+            return "it is called more than once"
+        if "@" in address.operation or (node.op == "call_module" and not self._is_below(address.owner, node.meta["path"])):
+            return "it is shared with another part of the network"
+        calls = self.calls(region, address.owner)
+        if len(calls) > 1:
+            return f"{address.owner} is called {len(calls)} times"
+        return calls[0].reason
+
+    def signature(self, region: Region, owner: str) -> Mapping[str, Any]:
+        """The non-tensor arguments with which ``owner`` is called."""
+        return self.calls(region, owner)[0].concrete
+
+    def calls(self, region: Region, owner: str) -> list[Call]:
+        """Every call of a module; one without arguments stands for the region itself."""
+        if owner == region.path:
+            return [region.call]
+        return region.calls.get(owner, [Call({})])
+
+    @staticmethod
+    def _is_below(owner: str, path: str) -> bool:
+        return not owner or path.startswith(f"{owner}.")
+
+
+def survey(network: nn.Module, input_size: tuple[int, ...]) -> Survey:
+    """Survey a network; nothing is computed on real tensors.
+
+    Args:
+        network: any module that takes one float tensor ``[B, C, H, W]``.
+        input_size: ``(C, H, W)``.
+
+    Raises:
+        InputError: where the network has no layer at all, or the input size is impossible for it.
+    """
+    if not any(isinstance(module, LAYERS) for module in network.modules()):
+        raise InputError(
+            "The network has no convolution, norm or linear layer.",
+            where=type(network).__name__,
+            not_done="It was not surveyed.",
+            to_do="Pass a vision network made of torch.nn layers.",
+        )
+    meta = meta_copy(network)
+    dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), torch.float32)
+    regions = find_regions(meta, torch.empty(1, *input_size, dtype=dtype, device="meta"))
+    for region in regions.found:
+        if region.path == "" and region.shapes_reason is not None and not any("shape" in n.meta for n in region.nodes[-3:]):
+            raise InputError(
+                f"The network does not take an input of size {'x'.join(map(str, input_size))}: {region.shapes_reason}.",
+                where=type(network).__name__,
+                not_done="It was not surveyed, and nothing was changed.",
+                to_do="Pass its input size: --input-size C,H,W, or input_size=(C, H, W).",
+            )
+    return Survey(meta, network, tuple(input_size), regions.found, dict(regions.untraced))
