@@ -107,7 +107,10 @@ def _insert(network: nn.Module, edit: Insert, graph: fx.Graph, node: fx.Node, se
     owner = network.get_submodule(edit.before.owner)
     if hasattr(owner, edit.name):
         raise Refusal(
-            f"{edit.path} exists already.", where=edit.path, not_done="The network was not converted.", to_do="Convert the original instead."
+            f"{edit.path} exists already.",
+            where=edit.path,
+            not_done="The network was not converted.",
+            to_do="Convert the original instead.",
         )
     anchor = owner.get_submodule(str(node.target)) if node.op == "call_module" else owner
     layer = build_layer(edit.layer, edit.path, seed, _home(anchor, network))

@@ -155,4 +155,3 @@ _HANDLERS: tuple[tuple[type[nn.Module], Callable[[nn.Module, str, Indices | None
     (nn.modules.batchnorm._BatchNorm, _narrow_norm),
     (nn.LayerNorm, _narrow_layer_norm),
 )
-

@@ -222,5 +222,3 @@ def first_input(node: fx.Node) -> fx.Node:
 def called_children(graph: fx.Graph) -> set[str]:
     """Names, relative to the module, of everything the graph calls or reads."""
     return {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-
-

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from chansurg.surgery.survey.kinds import conv_of, is_addition, is_depthwise, is_pointwise, linear_of, module_of, path_of, shape_of, tensor_inputs
+from chansurg.surgery.survey.kinds import (
+    conv_of,
+    is_addition,
+    is_depthwise,
+    is_pointwise,
+    linear_of,
+    module_of,
+    path_of,
+    shape_of,
+    tensor_inputs,
+)
 
 
 @dataclass(frozen=True)

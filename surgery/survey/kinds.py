@@ -13,7 +13,9 @@ _ACTIVATION_NAMES = frozenset(
     "relu relu6 leaky_relu prelu elu celu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh softplus swish hard_swish "
     "hard_sigmoid hard_mish quick_gelu gelu_tanh rrelu logsigmoid softsign".split()
 )
-_NEUTRAL_NAMES = frozenset("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout contiguous clone detach to float".split())
+_NEUTRAL_NAMES = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout contiguous clone detach to float".split()
+)
 _ADDITIONS = frozenset(("add", "iadd"))
 _POOL_NAMES = frozenset(
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "

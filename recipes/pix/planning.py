@@ -1,0 +1,279 @@
+"""From sites and options to edits.
+
+**What is kept.** PiX replaces a squeeze's weights, so those are gone; every other tensor keeps its values, whole or sliced. The rule for slices: where
+PiX is put in front of a layer, that layer keeps, for each subset, the one of the subset's input slices with the largest Euclidean norm; where a
+width shrinks, the filters (or input slices) with the largest norms stay, in their order, equally many in each group. A later calibration can
+choose better from data; :func:`strongest` and :func:`strongest_of_each` are the place for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from chansurg.recipes.pix.options import PixOptions
+from chansurg.recipes.pix.partition import partition
+from chansurg.recipes.pix.sites import DownscaleSite, SqueezeSite, downscale_sites, squeeze_sites
+from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap
+from chansurg.surgery.narrowing import can_narrow
+from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.survey import Region, Survey
+from chansurg.surgery.survey.kinds import conv_of, is_pointwise, module_of, path_of
+
+if TYPE_CHECKING:
+    from chansurg.recipes.pix import Pix
+
+Indices = tuple[int, ...]
+
+
+class CannotApply(Exception):
+    """A site that the chosen options do not fit; the message is the reason."""
+
+
+def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
+    """Sites of both modes, whatever the options."""
+    squeeze, no_squeeze = squeeze_sites(survey)
+    downscale, no_downscale = downscale_sites(survey)
+    known = {skip.path for skip in no_squeeze}
+    return (
+        [site.describe() for site in (*squeeze, *downscale)],
+        [*no_squeeze, *(skip for skip in no_downscale if skip.path not in known)],
+    )
+
+
+def plan(recipe: Pix, survey: Survey, options: PixOptions) -> Plan:
+    """What PiX would do to the surveyed network with these options. Source: PiX, Sec. 3.5; which site becomes what is in the module's docstring."""
+    draft = _Draft(survey, options)
+    if options.mode == "squeeze":
+        squeeze, skipped = squeeze_sites(survey)
+        scale = _scale(squeeze, options)
+        done = [draft.attempt(site, lambda site=site: draft.squeeze(site, scale)) for site in squeeze]  # type: ignore[misc]
+    else:
+        downscale, skipped = downscale_sites(survey)
+        done = [draft.attempt(site, lambda site=site: draft.downscale(site)) for site in downscale]  # type: ignore[misc]
+    return Plan(
+        recipe=recipe.name,
+        version=recipe.version,
+        options=dataclasses.asdict(options),
+        sites=tuple(site for site in done if site is not None),
+        edits=tuple(draft.edits()),
+        skipped=(*skipped, *draft.skipped),
+        signatures=draft.signatures,
+    )
+
+
+def _scale(sites: Sequence[SqueezeSite], options: PixOptions) -> float:
+    """What ``--zeta N`` multiplies every site's own ratio by: N over the most common ratio; 1 for ``own``."""
+    if not sites or not isinstance(options.zeta, int):
+        return 1.0
+    return options.zeta / Counter(site.ratio for site in sites).most_common(1)[0][0]
+
+
+class _Draft:
+    """Edits as they gather; a site's edits are taken whole or not at all."""
+
+    def __init__(self, survey: Survey, options: PixOptions) -> None:
+        self.survey = survey
+        self.options = options
+        self.skipped: list[Skip] = []
+        self.signatures: dict[str, Mapping[str, Any]] = {}
+        self._structural: list[Edit] = []
+        self._narrowed: dict[str, Narrow] = {}
+        self._weights = {path: module for path, module in survey.original.named_modules() if can_narrow(module)}
+
+    def edits(self) -> list[Edit]:
+        """Slices first, then layers that are swapped and inserted, then what is bypassed."""
+        order = {Swap: 0, Insert: 1, Bypass: 2}
+        return [*self._narrowed.values(), *sorted(self._structural, key=lambda edit: order[type(edit)])]
+
+    def attempt(self, site: SqueezeSite | DownscaleSite, build: Any) -> Site | None:
+        """Add one site's edits; where the options do not fit it, note the reason."""
+        before = (list(self._structural), dict(self._narrowed), dict(self.signatures))
+        try:
+            detail: dict[str, Any] = build()
+        except CannotApply as reason:
+            self._structural, self._narrowed, self.signatures = before
+            self.skipped.append(Skip(path_of(site.layer), str(reason)))
+            return None
+        described = site.describe()
+        return dataclasses.replace(described, detail={**described.detail, **detail})
+
+    def squeeze(self, site: SqueezeSite, scale: float) -> dict[str, Any]:
+        """Replace a squeezing layer, its norm and activation; a smaller width shrinks the spatial convolution behind it too."""
+        width = -(-site.out_channels // scale) if scale != 1 else site.out_channels
+        width = int(width)
+        if width > site.out_channels:
+            raise CannotApply(f"zeta {self.options.zeta} would widen it from {site.out_channels} to {width} channels")
+        if width != site.out_channels:
+            if site.kind == "feed-forward":
+                raise CannotApply("its output is added to the residual stream, so its width is fixed")
+            self._shrink_behind(site, width, scale)
+        self._structural.append(Swap(path_of(site.layer), self._layer(site.in_channels, width, None, site.channel_dim)))
+        self._sign(site.region, site.layer)
+        for node in site.removed:
+            self._structural.append(Bypass(self._address(node)))
+            self._sign(site.region, node)
+        return {"width": width, "removed": [path_of(node) for node in site.removed]}
+
+    def _shrink_behind(self, site: SqueezeSite, width: int, scale: float) -> None:
+        """Narrow whatever takes the squeezed channels; a bottleneck's spatial convolution puts out fewer, and its 1x1 takes fewer."""
+        space = self.survey.spaces(site.region).after(site.layer)
+        if space.blockers:
+            raise CannotApply(f"its width cannot shrink: {space.blockers[0]}")
+        gone = {path_of(site.layer), *(path_of(node) for node in site.removed)}
+        readers = [member for member in space.members if member.path not in gone]
+        if any(member.side == "out" for member in readers):
+            raise CannotApply("its width is tied to another layer's output")
+        kept = strongest([self._weight(m.path, 1, width) for m in readers if m.side == "in"], width, site.out_channels, 1)
+        for member in readers:
+            self._narrow(site.region, member.node, inputs=kept, outputs=kept if member.side == "both" else None)
+            conv = conv_of(member.node)
+            if member.side != "in" or conv is None or is_pointwise(conv) or conv.out_channels != site.out_channels:
+                continue
+            behind = self.survey.spaces(site.region).after(member.node)
+            outs = [m for m in behind.members if m.side == "out"]
+            if behind.blockers or len(outs) != 1 or not any(m.side == "in" for m in behind.members):
+                continue
+            self._shrink_output(site.region, member.node, width)
+
+    def downscale(self, site: DownscaleSite) -> dict[str, Any]:
+        """Put PiX in front of a layer; in a bottleneck shrink the spatial convolution's output as well and put PiX in front of the 1x1."""
+        zeta = int(self.options.zeta) if isinstance(self.options.zeta, int) else 1
+        if site.expand is None:
+            width = self._put_before(site.region, site.layer, range(site.in_channels), zeta, site.channel_dim)
+            return {"width": width}
+        conv = conv_of(site.layer)
+        assert conv is not None
+        width = self._put_before(site.region, site.layer, range(site.in_channels), zeta, 1)
+        inner = -(-conv.out_channels // zeta)
+        kept = self._shrink_output(site.region, site.layer, inner, leave=site.expand) if zeta > 1 else tuple(range(conv.out_channels))
+        last = self._put_before(site.region, site.expand, kept, zeta, 1)
+        return {"width": width, "expand_width": last}
+
+    def _put_before(self, region: Region, node: fx.Node, channels: Sequence[int], zeta: int, channel_dim: int) -> int:
+        """Insert PiX over ``channels`` of a layer's input and slice the layer to match; returns the new input width."""
+        width = -(-len(channels) // zeta)
+        conv = conv_of(node)
+        groups = 1 if conv is None else conv.groups
+        subsets = self.options.subsets if groups == 1 else "contiguous"  # a group's channels are neighbours
+        if groups > 1 and (len(channels) % (groups * zeta) or width % groups):
+            raise CannotApply(f"its {groups} groups of {len(channels) // groups} channels cannot be divided by {zeta}")
+        if zeta > 1:
+            parts = [[channels[i] for i in part] for part in partition(len(channels), width, zeta, subsets)]
+            kept = strongest_of_each(self._slice_norms(path_of(node)), parts)
+            self._narrow(region, node, inputs=kept)
+        module = module_of(node)
+        assert module is not None
+        address = self._address(node)
+        name = f"{address.operation.removeprefix('self.').replace('.', '_')}_pix"
+        layer = self._layer(len(channels), width, zeta, channel_dim, subsets)
+        self._structural.append(Insert(address, name, layer))
+        self._sign(region, node)
+        return width
+
+    def _shrink_output(self, region: Region, node: fx.Node, width: int, leave: fx.Node | None = None) -> Indices:
+        """Keep the strongest filters of a convolution, and the same channels of everything in its output's space but ``leave``."""
+        conv = conv_of(node)
+        assert conv is not None
+        if width % conv.groups:
+            raise CannotApply(f"its {conv.groups} groups cannot share {width} channels")
+        kept = strongest([self._weight(path_of(node), 0, width)], width, conv.out_channels, conv.groups)
+        for member in self.survey.spaces(region).after(node).members:
+            if leave is not None and member.node is leave:
+                continue
+            self._narrow(
+                region,
+                member.node,
+                inputs=kept if member.side == "in" else None,
+                outputs=kept if member.side in ("out", "both") else None,
+            )
+        return kept
+
+    def _narrow(self, region: Region, node: fx.Node, *, inputs: Indices | None = None, outputs: Indices | None = None) -> None:
+        path, module = path_of(node), module_of(node)
+        conv = conv_of(node)
+        if module is None or not can_narrow(module):
+            raise CannotApply(f"{path} ({type(module).__name__}) cannot be narrowed")
+        if conv is not None and conv.groups > 1 and conv.groups != conv.in_channels:
+            for kept, total in ((inputs, conv.in_channels), (outputs, conv.out_channels)):
+                if kept is not None and len(set(Counter(i // (total // conv.groups) for i in kept).values())) > 1:
+                    raise CannotApply(f"{path}'s {conv.groups} groups would keep unequal numbers of channels")
+                if kept is not None and len({i // (total // conv.groups) for i in kept}) != conv.groups:
+                    raise CannotApply(f"{path}'s {conv.groups} groups cannot share {len(kept)} channels")
+        reason = self.survey.uneditable(region, node, replaces=True)
+        if reason is not None:
+            raise CannotApply(f"{path} cannot be narrowed: {reason}")
+        old = self._narrowed.get(path, Narrow(path))
+        self._narrowed[path] = Narrow(
+            path, inputs if inputs is not None else old.in_channels, outputs if outputs is not None else old.out_channels
+        )
+        self._sign(region, node)
+
+    def _layer(self, in_channels: int, width: int, zeta: int | None, channel_dim: int, subsets: str | None = None) -> LayerSpec:
+        arguments = {
+            "in_channels": in_channels,
+            "out_channels": width,
+            "zeta": zeta,
+            "operator": self.options.operator,
+            "tau": self.options.tau,
+            "subsets": subsets or self.options.subsets,
+            "channel_dim": channel_dim,
+        }
+        return LayerSpec("pix.PickOrMix", arguments)
+
+    def _address(self, node: fx.Node) -> Address:
+        address = node.meta["address"]
+        assert isinstance(address, Address)
+        return address
+
+    def _sign(self, region: Region, node: fx.Node) -> None:
+        owner = self._address(node).owner
+        self.signatures[owner] = self.survey.signature(region, owner)
+
+    def _slice_norms(self, path: str) -> torch.Tensor | None:
+        """Euclidean norm of each input slice of a layer, over all groups: ``[in_channels]``; ``None`` where there are no numbers."""
+        module = self._weights[path]
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        if weight.is_meta:
+            return None
+        groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
+        by_group = weight.detach().float().reshape(groups, -1, *weight.shape[1:])
+        return by_group.transpose(1, 2).flatten(2).norm(dim=2).flatten()
+
+    def _weight(self, path: str, axis: int, width: int) -> torch.Tensor | None:
+        """Norms of a layer's filters (axis 0) or input slices (axis 1)."""
+        if axis == 1:
+            return self._slice_norms(path)
+        weight = self._weights[path].weight
+        assert isinstance(weight, torch.Tensor)
+        return None if weight.is_meta else weight.detach().float().flatten(1).norm(dim=1)
+
+
+def strongest(norms: Sequence[torch.Tensor | None], width: int, total: int, groups: int) -> Indices:
+    """The ``width`` channels with the largest norms (their squares summed over several readers), in ascending order, equally many in each group.
+
+    Args:
+        norms: ``[total]`` each; ``None`` (a network without numbers) keeps the first channels.
+        width: how many to keep, a multiple of ``groups``.
+        total: how many there are.
+        groups: groups of a convolution, as runs of channels.
+    """
+    numbers = [norm for norm in norms if norm is not None]
+    score = torch.stack([norm.square() for norm in numbers]).sum(0) if numbers else -torch.arange(total, dtype=torch.float)
+    per_group = score.reshape(groups, -1).argsort(dim=1, descending=True, stable=True)[:, : width // groups]
+    offsets = torch.arange(groups).unsqueeze(1) * (total // groups)
+    return tuple(int(i) for i in (per_group.sort(dim=1).values + offsets).flatten())
+
+
+def strongest_of_each(norms: torch.Tensor | None, subsets: Sequence[Sequence[int]]) -> Indices:
+    """For each subset the channel with the largest norm; the first among equals, or where there are no numbers."""
+    if norms is None:
+        return tuple(subset[0] for subset in subsets)
+    values = norms.tolist()
+    return tuple(max(subset, key=lambda i: (values[i], -i)) for subset in subsets)

@@ -1,0 +1,294 @@
+"""Where PiX goes: three kinds of sites, found in the graph of layers, and the reason for every candidate that is none.
+
+- ``squeeze``: a 1x1 convolution that reduces channels ahead of a spatial convolution (and the equal-width one of the same stage's first block).
+- ``feed-forward``: the squeezing second layer of a feed-forward network.
+- ``downscale``: a convolution in front of which PiX can be put, in one of three neighbourhoods: ``plain``, ``bottleneck``, ``depthwise-separable``.
+
+Source: PiX, Sec. 3.5.1, 3.5.2, 4.4; Tables 1, 3, 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from chansurg.surgery.plan import Site, Skip
+from chansurg.surgery.survey import Block, Region, Survey
+from chansurg.surgery.survey.chains import Tail, feeding_layer, feeds_addition, feeds_spatial_conv, tail_of
+from chansurg.surgery.survey.kinds import (
+    conv_of,
+    is_activation,
+    is_depthwise,
+    is_pointwise,
+    is_strided,
+    linear_of,
+    module_of,
+    path_of,
+    shape_of,
+    tensor_inputs,
+)
+
+
+@dataclass(frozen=True)
+class SqueezeSite:
+    """A squeezing layer that PiX can replace, with its norm and activation.
+
+    Args:
+        kind: ``squeeze`` or ``feed-forward``.
+        layer: the convolution or linear layer.
+        removed: norm and activation that go with it.
+        last: the last node of the three; what follows takes its output.
+        channel_dim: where the layer's channels are: 1, or -1 for a linear layer.
+    """
+
+    region: Region
+    kind: str
+    layer: fx.Node
+    removed: tuple[fx.Node, ...]
+    last: fx.Node
+    in_channels: int
+    out_channels: int
+    channel_dim: int
+
+    @property
+    def ratio(self) -> float:
+        """The sampling factor that keeps the width."""
+        return self.in_channels / self.out_channels
+
+    def describe(self) -> Site:
+        """The site as plain data."""
+        detail = {"in_channels": self.in_channels, "out_channels": self.out_channels, "ratio": round(self.ratio, 4)}
+        return Site(path_of(self.layer), self.kind, detail)
+
+
+@dataclass(frozen=True)
+class DownscaleSite:
+    """A convolution that PiX can be put in front of.
+
+    Args:
+        kind: ``plain``, ``bottleneck`` or ``depthwise-separable``.
+        layer: the convolution (or pointwise linear layer) whose input shrinks.
+        expand: in a bottleneck, the expanding 1x1 in front of which PiX is put again.
+    """
+
+    region: Region
+    kind: str
+    layer: fx.Node
+    in_channels: int
+    channel_dim: int
+    expand: fx.Node | None = None
+
+    def describe(self) -> Site:
+        """The site as plain data."""
+        detail: dict[str, Any] = {"in_channels": self.in_channels, "neighbourhood": self.kind}
+        if self.expand is not None:
+            detail["expand"] = path_of(self.expand)
+        return Site(path_of(self.layer), "downscale", detail)
+
+
+def squeeze_sites(survey: Survey) -> tuple[list[SqueezeSite], list[Skip]]:
+    """Every squeeze and feed-forward site, and every 1x1 convolution or linear layer that looked like one."""
+    sites: list[SqueezeSite] = []
+    skipped: list[Skip] = []
+    equal: list[SqueezeSite] = []
+    for region in survey.regions:
+        hidden = _feed_forward_layers(survey, region)
+        for node in region.nodes:
+            candidate = _candidate(region, node, "feed-forward" if node in hidden else "squeeze")
+            if candidate is None:
+                continue
+            reason = _refusal(survey, candidate)
+            if reason is not None:
+                if reason:
+                    skipped.append(Skip(path_of(node), reason))
+            elif candidate.in_channels == candidate.out_channels:
+                equal.append(candidate)
+            else:
+                sites.append(candidate)
+    for candidate in equal:
+        if _first_of_its_stage(candidate, sites):
+            sites.append(candidate)
+        else:
+            skipped.append(
+                Skip(path_of(candidate.layer), f"it does not reduce channels ({candidate.in_channels} to {candidate.out_channels})")
+            )
+    order = {node: index for index, node in enumerate(node for region in survey.regions for node in region.nodes)}
+    return sorted(sites, key=lambda site: order[site.layer]), skipped
+
+
+def _candidate(region: Region, node: fx.Node, kind: str) -> SqueezeSite | None:
+    conv, linear = conv_of(node), linear_of(node)
+    if conv is not None and is_pointwise(conv):
+        tail = tail_of(node)
+        if kind == "feed-forward":
+            tail = _norm_only(tail, node)
+        return SqueezeSite(region, kind, node, tail.nodes, tail.last, conv.in_channels, conv.out_channels, 1)
+    if linear is not None and kind == "feed-forward":
+        return SqueezeSite(region, kind, node, (), node, linear.in_features, linear.out_features, -1)
+    return None
+
+
+def _norm_only(tail: Tail, layer: fx.Node) -> Tail:
+    """A feed-forward network's second layer takes its batch norm along; a norm of the residual stream stays."""
+    norm = tail.norm
+    if norm is not None and "batch" in type(module_of(norm)).__name__.lower() and tail.activation is None:
+        return Tail(norm, None, norm)
+    return Tail(None, None, layer)
+
+
+def _refusal(survey: Survey, site: SqueezeSite) -> str | None:
+    """Why a candidate is no site; ``None`` where it is one, and an empty text where nobody would expect one."""
+    conv = conv_of(site.layer)
+    shape = shape_of(site.layer)
+    if conv is not None:
+        if shape is None:
+            return "its shapes are not known"
+        if all(size == 1 for size in shape[2:]):
+            return "it works on pooled vectors, not on maps" if site.ratio > 1 else ""
+        if site.kind == "squeeze":
+            ahead = feeds_spatial_conv(site.last)
+            if not ahead:
+                return "no spatial convolution follows it at once" if site.ratio > 1 else ""
+            if feeds_addition(site.last):
+                return "its output is a residual stream that other blocks add to"
+        if site.ratio < 1:
+            return f"it adds channels ({site.in_channels} to {site.out_channels}); PiX only reduces them"
+        if conv.groups != 1:
+            return f"it is a grouped convolution ({conv.groups} groups)"
+        if is_strided(conv):
+            return f"it strides ({'x'.join(map(str, conv.stride))}), and PiX keeps the resolution"
+    for node in (site.layer, *site.removed):
+        reason = survey.uneditable(site.region, node, replaces=node is site.layer)
+        if reason is not None:
+            return reason if node is site.layer else f"its {path_of(node)} cannot be removed: {reason}"
+    return None
+
+
+def _first_of_its_stage(candidate: SqueezeSite, sites: list[SqueezeSite]) -> bool:
+    """Whether later blocks of the stage squeeze to this width: the equal-width 1x1 of a ResNet's very first block."""
+    expanded = _expanded_width(candidate.last)
+    return any(site.out_channels == candidate.out_channels and site.in_channels == expanded for site in sites if site.kind == "squeeze")
+
+
+def _expanded_width(last: fx.Node) -> int | None:
+    """The output width of the 1x1 convolution behind the spatial one that takes ``last``."""
+    for user in last.users:
+        conv = conv_of(user)
+        if conv is not None and not is_pointwise(conv):
+            after = tail_of(user).last
+            for expand in after.users:
+                expanding = conv_of(expand)
+                if expanding is not None and is_pointwise(expanding) and expanding.out_channels > conv.out_channels:
+                    return expanding.out_channels
+    return None
+
+
+def _feed_forward_layers(survey: Survey, region: Region) -> set[fx.Node]:
+    """Second layers of feed-forward networks: pointwise, fed by a pointwise layer through an activation, back to the width they came from."""
+    found: set[fx.Node] = set()
+    last_of_branch = {_last_layer(block) for block in survey.blocks(region)}
+    for node in region.nodes:
+        widths = _pointwise_widths(node)
+        if widths is None or node not in last_of_branch:
+            continue
+        first, between = feeding_layer(node)
+        first_widths = None if first is None else _pointwise_widths(first)
+        if first_widths == widths[::-1] and widths[0] > widths[1] and any(is_activation(step) for step in between):
+            found.add(node)
+    return found
+
+
+def _pointwise_widths(node: fx.Node) -> tuple[int, int] | None:
+    conv, linear = conv_of(node), linear_of(node)
+    if linear is not None:
+        return linear.in_features, linear.out_features
+    if conv is not None and is_pointwise(conv) and conv.groups == 1 and not is_strided(conv):
+        return conv.in_channels, conv.out_channels
+    return None
+
+
+def _last_layer(block: Block) -> fx.Node | None:
+    layers = [node for node in block.branch if conv_of(node) is not None or linear_of(node) is not None]
+    return layers[-1] if layers else None
+
+
+def downscale_sites(survey: Survey) -> tuple[list[DownscaleSite], list[Skip]]:
+    """Every place where PiX can be put in front of a convolution, and the convolutions where it cannot."""
+    sites: list[DownscaleSite] = []
+    skipped: list[Skip] = []
+    for region in survey.regions:
+        bottlenecks = dict(_bottlenecks(survey, region))
+        reached_by_conv = _behind_convs(region)
+        for node in region.nodes:
+            site = _downscale_candidate(region, node, bottlenecks)
+            if site is None:
+                continue
+            if node not in reached_by_conv and site.in_channels == survey.input_size[0]:
+                skipped.append(Skip(path_of(node), "it is the stem"))
+                continue
+            reasons = [survey.uneditable(region, part, replaces=True) for part in (node, site.expand) if part is not None]
+            reason = next((reason for reason in reasons if reason is not None), None)
+            if reason is not None:
+                skipped.append(Skip(path_of(node), reason))
+            else:
+                sites.append(site)
+    return sites, skipped
+
+
+def _downscale_candidate(region: Region, node: fx.Node, bottlenecks: dict[fx.Node, fx.Node]) -> DownscaleSite | None:
+    conv, linear = conv_of(node), linear_of(node)
+    if conv is not None and not is_pointwise(conv):
+        if is_depthwise(conv):
+            return None
+        expand = bottlenecks.get(node)
+        return DownscaleSite(region, "plain" if expand is None else "bottleneck", node, conv.in_channels, 1, expand)
+    if conv is None and linear is None:
+        return None
+    feeding, _ = feeding_layer(node)
+    before = None if feeding is None else conv_of(feeding)
+    if before is None or not is_depthwise(before) or is_pointwise(before):
+        return None
+    shape = shape_of(node)
+    if shape is None or (conv is not None and all(size == 1 for size in shape[2:])) or (linear is not None and len(shape) < 3):
+        return None
+    in_channels = conv.in_channels if conv is not None else linear.in_features if linear is not None else 0
+    return DownscaleSite(region, "depthwise-separable", node, in_channels, 1 if conv is not None else -1)
+
+
+def _bottlenecks(survey: Survey, region: Region) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Each bottleneck block's spatial convolution and the 1x1 that expands behind it, where only that 1x1 takes its output."""
+    spaces = survey.spaces(region)
+    for block in survey.blocks(region):
+        if block.kind != "bottleneck":
+            continue
+        convs = [node for node in block.branch if (conv := conv_of(node)) is not None and _has_area(node, conv.kernel_size)]
+        if len(convs) != 3:
+            continue
+        spatial, expand = convs[1], convs[2]
+        conv = conv_of(spatial)
+        space = spaces.after(spatial)
+        readers = {member.path for member in space.members if member.side == "in"} - {path_of(expand)}
+        gates = {member.path for member in space.members if member.side == "out"} - {path_of(spatial)}
+        if conv is None or is_pointwise(conv) or is_depthwise(conv) or space.blockers or len(readers) > len(gates):
+            continue
+        yield spatial, expand
+
+
+def _has_area(node: fx.Node, kernel_size: tuple[int, ...]) -> bool:
+    shape = shape_of(node)
+    return any(size > 1 for size in kernel_size) or (shape is not None and any(size > 1 for size in shape[2:]))
+
+
+def _behind_convs(region: Region) -> set[fx.Node]:
+    """Nodes that some convolution's output reaches."""
+    reached: set[fx.Node] = set()
+    for node in region.nodes:
+        if any(source in reached or conv_of(source) is not None for source in tensor_inputs(node)):
+            reached.add(node)
+    return reached
+
+
+__all__ = ["DownscaleSite", "SqueezeSite", "downscale_sites", "squeeze_sites"]

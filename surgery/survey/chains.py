@@ -1,0 +1,144 @@
+"""Walking along chains of layers: what a convolution is followed by, and what feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+
+from chansurg.surgery.survey.kinds import (
+    conv_of,
+    function_name,
+    is_activation,
+    is_addition,
+    is_elementwise,
+    is_layout_change,
+    is_neutral,
+    is_norm,
+    is_pointwise,
+    is_pooling,
+    linear_of,
+    module_of,
+    shape_of,
+    tensor_inputs,
+)
+
+_SPLITTING = frozenset(("split", "chunk", "tensor_split", "getitem"))
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What follows a layer at once: its norm and its activation, where it has them, and the last node of the three."""
+
+    norm: fx.Node | None
+    activation: fx.Node | None
+    last: fx.Node
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Norm and activation, as far as there are any."""
+        return tuple(node for node in (self.norm, self.activation) if node is not None)
+
+
+def tail_of(layer: fx.Node) -> Tail:
+    """The norm and activation that only ``layer`` feeds, in either order; identities between them are passed over."""
+    norm: fx.Node | None = None
+    activation: fx.Node | None = None
+    last = reached = layer
+    while len(reached.users) == 1:
+        reached = next(iter(reached.users))
+        if norm is None and is_norm(reached):
+            norm = last = reached
+        elif activation is None and is_activation(reached):
+            activation = last = reached
+        elif not is_neutral(reached):
+            break
+    return Tail(norm, activation, last)
+
+
+def feeds_spatial_conv(last: fx.Node) -> bool:
+    """Whether a spatial convolution takes ``last``'s output at once; identities, padding and splits into parts may lie between."""
+    return any(_is_spatial(node) for node in _follow(last, lambda node: is_neutral(node) or is_pooling_free_pad(node) or _splits(node)))
+
+
+def feeds_addition(last: fx.Node) -> bool:
+    """Whether ``last``'s output is added to another tensor at once; identities may lie between."""
+    return any(is_addition(node) for node in _follow(last, is_neutral))
+
+
+def is_pooling_free_pad(node: fx.Node) -> bool:
+    """Padding, and nothing else of what :func:`is_pooling` covers."""
+    module = module_of(node)
+    name = type(module).__name__.lower() if module is not None else function_name(node)
+    return is_pooling(node) and "pad" in name
+
+
+def _splits(node: fx.Node) -> bool:
+    return function_name(node) in _SPLITTING
+
+
+def _is_spatial(node: fx.Node) -> bool:
+    conv = conv_of(node)
+    return conv is not None and not is_pointwise(conv)
+
+
+def _follow(node: fx.Node, passing: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    reached: list[fx.Node] = []
+    queue = list(node.users)
+    while queue:
+        user = queue.pop(0)
+        if user in reached:
+            continue
+        reached.append(user)
+        if passing(user):
+            queue.extend(user.users)
+    return reached
+
+
+def feeding_layer(layer: fx.Node, *, limit: int = 24) -> tuple[fx.Node | None, list[fx.Node]]:
+    """The convolution or linear layer that feeds ``layer`` through operations that keep the number of channels.
+
+    Norms, activations, identities, products with a gate (squeeze and excitation), response norms and changes of layout are walked through,
+    always along the input that has the full size.
+
+    Returns:
+        The layer, or ``None`` where there is none within ``limit`` steps, and the nodes between, nearest to ``layer`` first.
+    """
+    between: list[fx.Node] = []
+    node = _main_input(layer)
+    while node is not None and len(between) < limit:
+        if conv_of(node) is not None or linear_of(node) is not None:
+            return node, between
+        if node.op == "placeholder" or is_addition(node) and not _joins_one_source(node):
+            return None, between
+        if not (is_norm(node) or is_elementwise(node) or is_layout_change(node) or _keeps_size(node)):
+            return None, between
+        between.append(node)
+        node = _main_input(node)
+    return None, between
+
+
+def _main_input(node: fx.Node) -> fx.Node | None:
+    inputs = tensor_inputs(node)
+    if not inputs:
+        return None
+    return max(inputs, key=lambda source: _size(source))  # the first of equals
+
+
+def _size(node: fx.Node) -> int:
+    shape, total = shape_of(node), 1
+    for length in shape or (0,):
+        total *= length
+    return total
+
+
+def _keeps_size(node: fx.Node) -> bool:
+    source = _main_input(node)
+    return source is not None and shape_of(node) is not None and shape_of(source) == shape_of(node) and module_of(node) is None
+
+
+def _joins_one_source(node: fx.Node) -> bool:
+    """An addition inside a response norm: one operand is computed from the other."""
+    first, second = tensor_inputs(node)[:2]
+    return first in second.all_input_nodes or second in first.all_input_nodes
