@@ -79,7 +79,7 @@ def count(model: nn.Module, input_size: tuple[int, int, int], *, batch_size: int
             network(x)
     # A network may fail in any way it likes where its numbers are missing.
     except Exception as error:
-        place, reason = path[-1] or type(model).__name__, _first_line(error)
+        place, reason = path[-1] or type(model).__name__, tally.reason(error)
         if not tally.counted:
             raise InputError(
                 f"The network does not run on an input of shape {list(shape)}: {reason}",
@@ -184,43 +184,54 @@ _FORMULAS: dict[str, Callable[[Sequence[Any], Tensor, set[int]], _Cost | None]] 
     },
 }
 
-# Views are recognised by their schema; these copy, place or create and compute nothing.
-_FREE = frozenset(
-    "aten." + name
-    for name in """
-    _reshape_alias _reshape_copy _to_copy _unsafe_view alias_copy arange as_strided_ bernoulli cat clone constant_pad_nd copy copy_
-    detach embedding empty empty_like empty_permuted empty_strided expand_copy eye fill flip full full_like gather im2col index
-    index_put index_select lift_fresh linspace masked_select native_channel_shuffle channel_shuffle new_empty new_empty_strided new_full
-    new_ones new_zeros ones ones_like permute_copy pixel_shuffle pixel_unshuffle rand randn randperm reflection_pad1d
-    reflection_pad2d reflection_pad3d repeat replication_pad1d replication_pad2d replication_pad3d resize roll scalar_tensor scatter
-    select_scatter set_ slice_scatter split_with_sizes_copy squeeze stack take tril_indices triu_indices unsafe_split
-    unsafe_split_with_sizes unsqueeze view_copy zero zeros zeros_like
-    """.split()
-)
+# Views are recognised by their schema; these copy, place, pick out or create, and compute nothing.
+# fmt: off
+_FREE = frozenset({
+    "_reshape_alias", "_reshape_copy", "_to_copy", "_unsafe_view", "alias_copy", "arange", "as_strided", "cat", "channel_shuffle", "clone",
+    "constant_pad_nd", "copy", "detach", "embedding", "empty", "empty_like", "empty_permuted", "empty_strided", "expand_copy", "eye",
+    "fill", "flip", "full", "full_like", "gather", "im2col", "index", "index_put", "index_select", "lift_fresh", "linspace",
+    "masked_select", "native_channel_shuffle", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones", "ones_like",
+    "permute_copy", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "repeat",
+    "replication_pad1d", "replication_pad2d", "replication_pad3d", "resize", "roll", "scalar_tensor", "scatter", "select_scatter", "set",
+    "slice_scatter", "split_with_sizes_copy", "squeeze", "stack", "t", "take", "transpose", "tril_indices", "triu_indices", "unsafe_split",
+    "unsafe_split_with_sizes", "unsqueeze", "view_copy", "zero", "zeros", "zeros_like",
+})
+# fmt: on
 
 
-class _Tally(TorchDispatchMode):
+class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the cost of every operator called while it is active."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._weights = {_storage(parameter) for parameter in network.parameters()}
         self.macs = self.extra = self.memory_access = 0
         self.counted = 0
         self.uncounted: set[str] = set()
+        self._running = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         # Tensors that a network keeps as plain attributes are no part of its meta copy.
+        kwargs = kwargs or {}
         if any(isinstance(arg, Tensor) and arg.is_meta for arg in args):
             args = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args)
-        out = func(*args, **(kwargs or {}))
-        cost = self._cost(func, args, kwargs or {}, out)
+        self._running = _plain_name(str(getattr(func, "overloadpacket", func)))
+        out = func(*args, **kwargs)
+        self._running = ""
+        cost = self._cost(func, args, kwargs, out)
         if cost is not None:
             self.counted += 1
             self.macs += cost.macs
             self.extra += cost.extra
             self.memory_access += cost.memory_access
         return out
+
+    def reason(self, error: Exception) -> str:
+        """One line on why the pass broke off with ``error``."""
+        if self._running and isinstance(error, NotImplementedError):
+            return f"{self._running} depends on values, and there are none on the meta device"
+        text = str(error).strip()
+        return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
 
     def _cost(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> _Cost | None:
         packet = getattr(func, "overloadpacket", func)
@@ -231,7 +242,7 @@ class _Tally(TorchDispatchMode):
             cost = _FORMULAS[name](args, first, self._weights)
         elif packet in flop_registry:  # fused attention, mostly; it counts a multiply and an add as two
             cost = _Cost(macs=flop_registry[packet](*args, **kwargs, out_val=out) // 2)
-        elif getattr(func, "is_view", False) or name in _FREE or f"{name}_" in _FREE:
+        elif getattr(func, "is_view", False) or name.removeprefix("aten.") in _FREE:
             return None
         if cost is None:
             self.uncounted.add(name)
@@ -244,7 +255,7 @@ def _plain_name(name: str) -> str:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _follow(network: nn.Module) -> list[str]:
@@ -262,8 +273,3 @@ def _follow(network: nn.Module) -> list[str]:
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
     return running
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

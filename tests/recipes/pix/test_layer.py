@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.recipes.pix.partition import partition
+from chansurg.surgery.counting import count
 from chansurg.surgery.errors import InputError
 
 _spec = importlib.util.spec_from_file_location("pix_reference", Path(__file__).with_name("reference.py"))
@@ -251,3 +252,10 @@ def test_refusals_teach(args: tuple[int, int], options: dict[str, object], named
         PickOrMix(*args, **options)  # type: ignore[arg-type]
     assert named in caught.value.what
     assert all(caught.value.parts().values())
+
+
+def test_its_own_cost_is_counted() -> None:
+    counts = count(PickOrMix(12, 3, zeta=4), (12, 5, 7))
+    average, predictor = 12 * 5 * 7, 12 * 3
+    assert (counts.macs, counts.ops, counts.memory_access) == (predictor, predictor + 3 + average, predictor + 3)
+    assert {"aten.amax", "aten.where"} <= set(counts.uncounted)
