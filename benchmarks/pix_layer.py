@@ -10,10 +10,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from chansurg.recipes.pix.layer import PickOrMix
 from torch import nn
+
+from chansurg.recipes.pix.layer import PickOrMix
 
 # the squeezes of ResNet-50: (channels in, channels out, height and width)
 SITES = [(256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7)]
@@ -51,7 +53,7 @@ def main() -> None:
             ready = [layer.eval().to(options.device, memory_format=memory_format) for layer in layers]
             runs = [torch.compile(layer) if options.compile else layer for layer in ready]
             with torch.no_grad():
-                conv, contiguous, strided = medians_in_turn([lambda run=run: run(x) for run in runs], options.device, options.rounds)
+                conv, contiguous, strided = medians_in_turn([partial(run, x) for run in runs], options.device, options.rounds)
             ratios = f"{conv / contiguous:10.2f}x {conv / strided:8.2f}x"
             print(f"{f'{channels} -> {outputs} @{size}':>16} {layout:>14} {conv * 1e3:9.3f} {ratios}")
 

@@ -143,9 +143,13 @@ def _scaled_norm(args: Sequence[Any], out: Tensor, weights: set[int]) -> _Cost:
 
 
 def _mean(args: Sequence[Any], out: Tensor, weights: set[int]) -> _Cost | None:
-    # Global average pooling reaches the dispatcher as a mean over all spatial dimensions.
-    dims = args[1] if len(args) > 1 else None
-    return _Cost(extra=2 * args[0].numel()) if dims is not None and len(dims) > 1 else None
+    """A mean over several dimensions is pooling; over one it may be anything, and is not counted."""
+    dims = args[1] if len(args) > 1 and args[1] is not None else ()
+    if len(dims) < 2:
+        return None
+    # Adaptive pooling to one pixel reaches the dispatcher in this form, and ptflops sees it twice.
+    is_module = list(dims) in ([-1, -2], [-1, -2, -3])
+    return _Cost(extra=args[0].numel() * (2 if is_module else 1))
 
 
 _FORMULAS: dict[str, Callable[[Sequence[Any], Tensor, set[int]], _Cost | None]] = {
@@ -175,7 +179,6 @@ _FORMULAS: dict[str, Callable[[Sequence[Any], Tensor, set[int]], _Cost | None]] 
     "aten._softmax": _per_input(1),
     "aten._safe_softmax": _per_input(1),
     "aten.mean": _mean,
-    "aten.linalg_vector_norm": _per_input(1),  # the average of |x| that PiX begins with
     **{f"aten.{kind}_pool{n}d": _per_input(2) for kind in ("avg", "_adaptive_avg", "adaptive_max") for n in (2, 3)},
     **{f"aten.max_pool{n}d_with_indices": _per_input(2) for n in (2, 3)},
     **{

@@ -7,7 +7,6 @@ the subset's maximum (pick) or mean (mix) is scaled by it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -89,12 +88,11 @@ class PickOrMix(RecipeLayer):
     def probability(self, x: Tensor) -> Tensor:
         """The sampling probabilities ``p``: ``[B, C, …] -> [B, K]`` (``[B, …, C]`` with ``channel_dim=-1``)."""
         others = [dim for dim in range(1, x.ndim) if dim != self.channel_dim % x.ndim]
-        if not others:
-            return torch.sigmoid(functional.linear(x.abs(), self.theta, self.beta))
-        # A one-norm reads x once and writes no |x|; a sum over a half-precision image would overflow.
-        dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
-        total = torch.linalg.vector_norm(x, ord=1, dim=others, dtype=dtype)
-        g = (total / math.prod([x.shape[dim] for dim in others])).to(x.dtype)
+        g = x.abs()
+        if others:
+            # The sum over a whole image overflows in half precision.
+            half = x.dtype in (torch.float16, torch.bfloat16)
+            g = g.mean(others, dtype=torch.float32 if half else None).to(x.dtype)
         return torch.sigmoid(functional.linear(g, self.theta, self.beta))
 
     def forward(self, x: Tensor) -> Tensor:
