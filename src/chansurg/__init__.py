@@ -1,0 +1,84 @@
+"""chansurg: model surgery for pretrained vision networks.
+
+>>> import chansurg                                                      # doctest: +SKIP
+>>> model = chansurg.load("resnet50.pth")                                # an nn.Module, eval mode          # doctest: +SKIP
+>>> plan = chansurg.plan(model, "pix", zeta=4)                           # what it would do                 # doctest: +SKIP
+>>> pix = chansurg.convert(model, "pix", zeta=4)                         # a new nn.Module                  # doctest: +SKIP
+>>> chansurg.save(pix, "resnet50-pix.safetensors")                       # doctest: +SKIP
+
+Every name below is imported when it is first used, so that ``import chansurg`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chansurg.surgery.comparison import Difference as Difference
+    from chansurg.surgery.comparison import diff as diff
+    from chansurg.surgery.converting import apply as apply
+    from chansurg.surgery.converting import convert as convert
+    from chansurg.surgery.converting import plan as plan
+    from chansurg.surgery.counting import Counts as Counts
+    from chansurg.surgery.counting import count as count
+    from chansurg.surgery.errors import ChansurgError as ChansurgError
+    from chansurg.surgery.errors import InputError as InputError
+    from chansurg.surgery.errors import Refusal as Refusal
+    from chansurg.surgery.inspection import Inspection as Inspection
+    from chansurg.surgery.inspection import inspect as inspect
+    from chansurg.surgery.journal import Record as Record
+    from chansurg.surgery.lineage import history as history
+    from chansurg.surgery.lineage import undo as undo
+    from chansurg.surgery.modelfile import save as save
+    from chansurg.surgery.opening import load as load
+    from chansurg.surgery.plan import Plan as Plan
+    from chansurg.surgery.provenance import record_of as record_of
+    from chansurg.surgery.recipe import recipes as recipes
+    from chansurg.surgery.training.evaluation import Evaluation as Evaluation
+    from chansurg.surgery.training.evaluation import evaluate as evaluate
+    from chansurg.surgery.verification import Verdict as Verdict
+    from chansurg.surgery.verification import verify as verify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ChansurgError": "errors",
+    "Counts": "counting",
+    "Difference": "comparison",
+    "Evaluation": "training.evaluation",
+    "InputError": "errors",
+    "Inspection": "inspection",
+    "Plan": "plan",
+    "Record": "journal",
+    "Refusal": "errors",
+    "Verdict": "verification",
+    "apply": "converting",
+    "convert": "converting",
+    "count": "counting",
+    "diff": "comparison",
+    "evaluate": "training.evaluation",
+    "history": "lineage",
+    "inspect": "inspection",
+    "load": "opening",
+    "plan": "converting",
+    "recipes": "recipe",
+    "record_of": "provenance",
+    "save": "modelfile",
+    "undo": "lineage",
+    "verify": "verification",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'chansurg' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"chansurg.surgery.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,111 @@
+"""Plan, apply, convert: from a network and a recipe's options to a rewritten network with its journal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from chansurg.surgery.applying import perform, working_copy
+from chansurg.surgery.counting import count
+from chansurg.surgery.errors import Refusal
+from chansurg.surgery.journal import Entry
+from chansurg.surgery.plan import Plan, Skip
+from chansurg.surgery.provenance import attach, library_versions, record_of, with_input_size
+from chansurg.surgery.recipe import find_recipe
+from chansurg.surgery.survey import survey
+
+
+def plan(model: nn.Module, recipe: str, *, input_size: tuple[int, ...] | None = None, **options: Any) -> Plan:
+    """What a recipe would do to a network; nothing is changed.
+
+    Args:
+        model: any module that takes one float tensor ``[B, C, H, W]``.
+        recipe: a recipe's name.
+        input_size: ``(C, H, W)``, ``(H, W)`` or ``(H,)`` in pixels; the record's where left out.
+        options: the recipe's options.
+
+    Raises:
+        InputError: for an unknown recipe or option, or an impossible input size.
+        Refusal: where the recipe applies nowhere; it lists every candidate with the reason.
+    """
+    chosen = find_recipe(recipe)
+    values = chosen.options(options)
+    record = with_input_size(record_of(model), input_size)
+    surveyed = survey(model, record.preprocessing.input_size)
+    made = chosen.plan(surveyed, values)
+    untraced = tuple(Skip(path or "(the network)", f"it could not be traced: {reason}") for path, reason in surveyed.untraced.items())
+    made = replace(made, skipped=(*made.skipped, *untraced))
+    if not made.edits:
+        raise _nothing(made)
+    return made
+
+
+def _nothing(made: Plan) -> Refusal:
+    lines = [f"{skip.path}: {skip.reason}" for skip in made.skipped] or ["there is no candidate at all"]
+    return Refusal(
+        f"The recipe {made.recipe} found no site with these options. Candidates and why they were left alone:\n    " + "\n    ".join(lines),
+        where=", ".join(f"{name}={value}" for name, value in made.options.items()),
+        not_done="Nothing was converted, and nothing was written.",
+        to_do=f"`chansurg inspect` lists the sites of every recipe and mode; `chansurg recipes {made.recipe}` says what it is for.",
+    )
+
+
+def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, seed: int = 0, input_size: tuple[int, ...] | None = None) -> nn.Module:
+    """Carry out a plan.
+
+    Args:
+        model: the network the plan was made for.
+        plan: from :func:`plan`.
+        inplace: change ``model`` itself instead of a deep copy; where it fails, ``model`` is then not usable any more.
+        seed: initialises the new layers, each from its own path, so that the same input and options give the same numbers.
+        input_size: as in :func:`plan`; counts are taken at it.
+
+    Returns:
+        The rewritten network, with one more journal entry.
+
+    Raises:
+        Refusal: where an edit cannot be made.
+    """
+    record = with_input_size(record_of(model), input_size)
+    size = record.preprocessing.input_size
+    before = count(model, size)
+    old = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    network = working_copy(model, inplace)
+    graphs = perform(network, plan.edits, plan.signatures, seed=seed)
+    new = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    entry = Entry(
+        recipe=plan.recipe,
+        version=plan.version,
+        options=plan.options,
+        seed=seed,
+        edits=plan.edits,
+        signatures=plan.signatures,
+        graphs=graphs,
+        libraries=library_versions(),
+        sliced=tuple(name for name, shape in new.items() if name in old and old[name] != shape),
+        new=tuple(name for name in new if name not in old),
+        removed=tuple(name for name in old if name not in new),
+        before=before.as_json(),
+        after=count(network, size).as_json(),
+    )
+    return attach(network, record.with_entry(entry))
+
+
+def convert(
+    model: nn.Module,
+    recipe: str,
+    *,
+    input_size: tuple[int, ...] | None = None,
+    inplace: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> nn.Module:
+    """Rewrite a network by a recipe: :func:`plan`, then :func:`apply`.
+
+    >>> import chansurg                                              # doctest: +SKIP
+    >>> pix = chansurg.convert(resnet50, "pix", zeta=4)              # doctest: +SKIP
+    """
+    made = plan(model, recipe, input_size=input_size, **options)
+    return apply(model, made, inplace=inplace, seed=seed, input_size=input_size)

@@ -1,0 +1,87 @@
+"""A file's history, and the way back to the file it was made from. No torch is imported here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from chansurg.surgery.errors import InputError, Refusal
+from chansurg.surgery.header_record import record_in_header
+from chansurg.surgery.journal import Record
+from chansurg.surgery.reading.header import existing_file, file_sha256, read_header
+
+
+def history(path: str | os.PathLike[str]) -> Record:
+    """The record in a model file's header: architecture, preprocessing, journal.
+
+    Raises:
+        InputError: where the file is no safetensors file, or carries no record.
+    """
+    record, _ = record_in_header(read_header(path), path)
+    return replace(record, file=Path(path).name)
+
+
+def undo(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None, output: str | os.PathLike[str] | None = None) -> Path:
+    """Give back exactly the file that the last conversion started from.
+
+    It is known by its hash, so nothing but that very file will do. It is looked for beside the converted file, or named.
+
+    Args:
+        path: a converted file.
+        base: the parent, where it is elsewhere.
+        output: where a copy is written; without it the parent's own path is returned and nothing is written.
+
+    Returns:
+        The path of the parent, or of the copy.
+
+    Raises:
+        InputError: where there is nothing to undo, or ``base`` is another file.
+        Refusal: where the parent is not found.
+    """
+    record = history(path)
+    if not record.journal:
+        raise InputError(
+            "Nothing was done to this network.", where=str(path), not_done="Nothing was undone.", to_do="There is nothing to do."
+        )
+    entry = record.journal[-1]
+    wanted, name = entry.parent_sha256, entry.parent_file
+    if wanted is None:
+        raise Refusal(
+            "This network was not converted from a file, so there is no parent file.",
+            where=str(path),
+            not_done="Nothing was undone.",
+            to_do="Build the original again and convert it anew.",
+        )
+    parent = _find(Path(path), wanted, name, None if base is None else Path(base))
+    if output is None:
+        return parent
+    from chansurg.surgery.writing import write_whole
+
+    target = Path(output)
+    write_whole(target, lambda temporary: shutil.copyfile(parent, temporary))
+    return target
+
+
+def _find(path: Path, wanted: str, name: str | None, base: Path | None) -> Path:
+    if base is not None:
+        if file_sha256(existing_file(base)) == wanted:
+            return base
+        raise InputError(
+            f"{base} is not the file that {path.name} was made from.",
+            where=str(base),
+            not_done="Nothing was undone.",
+            to_do=f"Name the original{f' ({name})' if name else ''}; its SHA-256 begins with {wanted[:12]}.",
+        )
+    folder = path.resolve().parent
+    beside = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: (file.name != name, file.name))
+    for file in beside:
+        if (file.name == name or file.suffix == Path(name or "").suffix) and file_sha256(file) == wanted:
+            return file
+    raise Refusal(
+        f"The file that {path.name} was made from{f' ({name})' if name else ''} is not beside it.",
+        where=str(folder),
+        not_done="Nothing was undone.",
+        to_do=f"Name it with --base FILE; its SHA-256 begins with {wanted[:12]}.",
+    )

@@ -1,0 +1,92 @@
+"""From what a user names, a file or an architecture, to a network with its record."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from chansurg.surgery.errors import InputError
+from chansurg.surgery.header_record import KEY
+from chansurg.surgery.journal import Record
+from chansurg.surgery.modelfile import load_converted
+from chansurg.surgery.provenance import attach, record_of, with_input_size
+from chansurg.surgery.reading.builders import fresh, parse_architecture
+from chansurg.surgery.reading.checkpoint import Checkpoint, read_checkpoint
+from chansurg.surgery.reading.preprocessing import preprocessing_of
+from chansurg.surgery.reading.recognition import recognise
+from chansurg.surgery.reading.weights import build_with_tensors
+
+SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".safetensors")
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    input_size: tuple[int, ...] | None = None,
+    pretrained: bool = False,
+    trust_pickle: bool = False,
+) -> nn.Module:
+    """Load a network.
+
+    Args:
+        model: a checkpoint, a file that this project wrote, or an architecture's name (``resnet50``, ``timm/vit_tiny_patch16_224``).
+        arch: the architecture, where it cannot be told from the tensors; ``package.module:factory`` for a network of one's own.
+        input_size: ``(H,)``, ``(H, W)`` or ``(C, H, W)`` in pixels, where the architecture's default does not serve.
+        pretrained: with an architecture's name, its library's own weights instead of fresh ones.
+        trust_pickle: unpickle a file that needs more than tensors. That can run any code in it.
+
+    Returns:
+        The network in eval mode, an ordinary ``nn.Module``; its record travels with it.
+
+    Raises:
+        InputError: where it cannot be read, or not be told what it is.
+    """
+    path = Path(model)
+    named = None if arch is None else parse_architecture(arch)
+    if path.exists() or path.suffix.lower() in SUFFIXES:
+        checkpoint = read_checkpoint(path, trust_pickle=trust_pickle)
+        if pretrained:
+            raise InputError(
+                "A file brings its own weights.", where=str(path), not_done="Nothing was loaded.", to_do="Leave --pretrained out."
+            )
+        network = load_converted(checkpoint, named) if KEY in checkpoint.metadata else _load_plain(checkpoint, arch)
+    else:
+        if named is not None:
+            raise InputError(
+                f"There is no file {path}.",
+                where=str(path),
+                not_done="Nothing was loaded.",
+                to_do=f"Check the path; for fresh weights of that architecture pass {arch} itself as the model.",
+            )
+        try:
+            architecture = parse_architecture(str(model))
+        except InputError as unknown:
+            raise InputError(
+                f"There is no file {path}, and no architecture of that name. {unknown.what}",
+                where=str(path),
+                not_done="Nothing was loaded.",
+                to_do=f"Check the path. {unknown.to_do}",
+            ) from None
+        network = fresh(architecture, pretrained=pretrained)
+        weights = "its library's own weights" if pretrained else "fresh, untrained weights"
+        record = Record(architecture, preprocessing_of(architecture), notes=(f"{architecture} with {weights}.",))
+        attach(network, record)
+    return attach(network, with_input_size(record_of(network), input_size)).eval()
+
+
+def _load_plain(checkpoint: Checkpoint, arch: str | None) -> nn.Module:
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    recognition = recognise(shapes, architecture=None if arch is None else parse_architecture(arch))
+    tensors = {recognition.names[name]: tensor for name, tensor in checkpoint.tensors.items() if name in recognition.names}
+    network = build_with_tensors(recognition.architecture, tensors)
+    record = Record(
+        recognition.architecture,
+        preprocessing_of(recognition.architecture),
+        file=checkpoint.path.name,
+        sha256=checkpoint.sha256,
+        notes=recognition.notes,
+    )
+    return attach(network, record)

@@ -1,0 +1,164 @@
+"""Are two networks the same function? And where do they part?
+
+Both run on the same random inputs of several batch sizes, in eval mode. Their outputs are compared, and so is what every module of a common path puts out,
+in the order of execution, so that the first difference has a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chansurg.surgery.errors import InputError
+from chansurg.surgery.provenance import record_of, with_input_size
+
+BATCH_SIZES = (1, 3)
+RELATIVE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far two networks are apart.
+
+    Args:
+        equal: whether they are the same function, within the rounding of their dtype.
+        max_abs_error: largest difference of two outputs.
+        max_rel_error: that difference over the largest output.
+        agreement: share of inputs, 0 to 1, for which the largest output is the same one; ``None`` where outputs are not ``[B, classes]``.
+        blocks: path -> relative error (Euclidean) of what the module puts out, in order of execution.
+        first_difference: path of the first module whose outputs differ beyond rounding.
+        inputs: how many inputs were tried.
+        reason: why they cannot be compared, where that is so.
+    """
+
+    equal: bool
+    max_abs_error: float
+    max_rel_error: float
+    agreement: float | None
+    blocks: Mapping[str, float]
+    first_difference: str | None
+    inputs: int
+    reason: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "equal": self.equal,
+            "max_abs_error": self.max_abs_error,
+            "max_rel_error": self.max_rel_error,
+            "agreement": self.agreement,
+            "blocks": [{"path": path, "relative_error": error} for path, error in self.blocks.items()],
+            "first_difference": self.first_difference,
+            "inputs": self.inputs,
+            "reason": self.reason,
+        }
+
+
+def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = None, seed: int = 0) -> Verdict:
+    """Compare two networks on random inputs.
+
+    Args:
+        a: a network.
+        b: another, which takes the same inputs.
+        input_size: ``(C, H, W)``, where the record's of ``a`` does not serve.
+        seed: of the inputs, drawn from a normal distribution.
+
+    Raises:
+        InputError: where one of them cannot run on such inputs.
+    """
+    size = with_input_size(record_of(a), input_size).preprocessing.input_size
+    generator = torch.Generator().manual_seed(seed)
+    worst_abs = worst_rel = 0.0
+    agreed: list[bool] = []
+    errors: dict[str, float] = {}
+    dtype = _dtype(a)
+    for batch_size in BATCH_SIZES:
+        x = torch.randn(batch_size, *size, generator=generator)
+        expected, seen = _run(a, x)
+        actual, differences = _run(b, x, against=seen)
+        for path, error in differences.items():
+            errors[path] = max(errors.get(path, 0.0), error)
+        outputs = list(zip(_tensors(expected), _tensors(actual), strict=False))
+        if len(_tensors(expected)) != len(_tensors(actual)) or any(p.shape != q.shape for p, q in outputs):
+            shapes = [[list(t.shape) for t in _tensors(side)] for side in (expected, actual)]
+            return Verdict(
+                False, float("inf"), float("inf"), None, errors, None, batch_size, f"their outputs have shapes {shapes[0]} and {shapes[1]}"
+            )
+        for p, q in outputs:
+            difference = (p.double() - q.double()).abs().max().item() if p.numel() else 0.0
+            worst_abs = max(worst_abs, difference)
+            worst_rel = max(worst_rel, difference / max(p.double().abs().max().item(), 1e-30) if p.numel() else 0.0)
+        if outputs and outputs[0][0].ndim == 2:
+            agreed += (outputs[0][0].argmax(1) == outputs[0][1].argmax(1)).tolist()
+    tolerance = max(RELATIVE_TOLERANCE.get(dtype, 1e-5), RELATIVE_TOLERANCE.get(_dtype(b), 1e-5))
+    equal = worst_rel <= tolerance
+    first = None if equal else next((path for path, error in errors.items() if not error <= tolerance), None)
+    agreement = sum(agreed) / len(agreed) if agreed else None
+    return Verdict(equal, worst_abs, worst_rel, agreement, errors, first, sum(BATCH_SIZES))
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = None) -> tuple[Any, dict[str, Any]]:
+    """The model's output, and per module either its output, or, given another model's, the relative error against that."""
+    seen: dict[str, Any] = {}
+    handles = []
+
+    def watch(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or path in seen:
+                return
+            if against is None:
+                seen[path] = output.detach().clone()
+            elif path in against and against[path].shape == output.shape:
+                expected = against[path].double()
+                seen[path] = ((output.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+        return hook
+
+    for path, module in model.named_modules():
+        if path:
+            handles.append(module.register_forward_hook(watch(path)))
+    home = next(model.parameters(), x)
+    try:
+        with torch.no_grad(), _eval_mode(model):
+            output = model(x.to(device=home.device, dtype=_dtype(model)))
+    except Exception as error:
+        raise InputError(
+            f"The network cannot run on inputs of shape {list(x.shape)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            where=type(model).__name__,
+            not_done="The networks were not compared.",
+            to_do="Pass the input size with --input-size C,H,W.",
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return output, seen
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output.detach().cpu()] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        return [tensor for value in output.values() for tensor in _tensors(value)]
+    if isinstance(output, (list, tuple)):
+        return [tensor for value in output for tensor in _tensors(value)]
+    return []

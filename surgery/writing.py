@@ -1,0 +1,70 @@
+"""Writing a file whole or not at all. No torch is imported here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from chansurg.surgery.errors import ChansurgError, InputError, Refusal
+
+
+def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``target``, flush it to the disk, and rename it.
+
+    Raises:
+        InputError: where the folder does not exist or cannot be written to.
+        Refusal: where the disk is full or fails.
+    """
+    check_target(target)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise _disk_error(target, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_target(target: Path) -> None:
+    """See, before any work is done, that a file can be written there.
+
+    Raises:
+        InputError: where it cannot.
+    """
+    folder = target.parent
+    what = None
+    if not folder.exists():
+        what = f"The folder {folder} does not exist."
+    elif not folder.is_dir():
+        what = f"{folder} is not a folder."
+    elif target.is_dir():
+        what = f"{target} is a folder."
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        what = f"The folder {folder} cannot be written to."
+    if what is not None:
+        raise InputError(
+            what, where=str(target), not_done="Nothing was written.", to_do="Name a file in an existing, writable folder with -o."
+        )
+
+
+def _disk_error(target: Path, error: Exception) -> ChansurgError:
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "os error 28" in str(error)
+    return Refusal(
+        "The disk is full." if full else f"The file could not be written: {error}",
+        where=str(target),
+        not_done="No file was left behind; an earlier one of that name is untouched.",
+        to_do="Free some space or write elsewhere with -o." if full else "Check the disk, or write elsewhere with -o.",
+    )
