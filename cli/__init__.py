@@ -1,0 +1,16 @@
+"""The command line: one file a command. It parses, calls the engine and shows; no tensor is touched here."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command that the process was started with, and end with its exit code."""
+    try:
+        from chansurg.cli.application import run
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while starting, or while telling of an earlier one
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,86 @@
+"""All commands as one program."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from chansurg.cli import convert, diff, evaluate, history, recipes, undo, verify
+from chansurg.cli import inspect as inspect_command
+from chansurg.cli.command import exposed
+from chansurg.cli.recipe_options import recipe_parameters
+from chansurg.cli.reporting import Report
+from chansurg.surgery.errors import InputError
+
+# typer brings click with it, in some versions under a name of its own; this is its class either way.
+UsageError = typer.BadParameter.__mro__[1]
+
+HELP = "Model surgery for pretrained vision networks: smaller, measurably faster, still fine-tunable."
+
+
+def application() -> typer.Typer:
+    """The program, with the options of all installed recipes."""
+    app = typer.Typer(
+        help=HELP,
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback()(_top)
+    no_options: list[inspect.Parameter] = []
+    for name, command, examples, extra in (
+        ("inspect", inspect_command.inspect, inspect_command.EXAMPLES, no_options),
+        ("recipes", recipes.recipes, recipes.EXAMPLES, no_options),
+        ("convert", convert.convert, convert.EXAMPLES, recipe_parameters()),
+        ("evaluate", evaluate.evaluate, evaluate.EXAMPLES, no_options),
+        ("verify", verify.verify, verify.EXAMPLES, no_options),
+        ("diff", diff.diff, diff.EXAMPLES, no_options),
+        ("history", history.history, history.EXAMPLES, no_options),
+        ("undo", undo.undo, undo.EXAMPLES, no_options),
+    ):
+        epilog = "[dim]Examples[/dim]\n\n" + "\n\n".join(f"  {line}" for line in examples)
+        app.command(name, epilog=epilog)(exposed(command, extra))
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"chansurg {version('chansurg')}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; nothing but the interpreter's own end raises from here."""
+    try:
+        code = application()(list(arguments), prog_name="chansurg", standalone_mode=False)
+    except UsageError as error:
+        report = Report(as_json="--json" in arguments)
+        return _usage(report, error)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _usage(report: Report, error: Exception) -> int:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "chansurg"
+    message = str(error.format_message())  # type: ignore[attr-defined]
+    if type(error).__name__ == "NoArgsIsHelpError":
+        report.out.print(message)
+        return InputError.exit_code
+    report.error(
+        InputError(message, where=f"the command line of `{command}`", not_done="Nothing was done.", to_do=f"See `{command} --help`.")
+    )
+    return InputError.exit_code

@@ -1,0 +1,87 @@
+"""What a plan changes, layer by layer: before => after, with runs of blocks that change alike told once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from chansurg.cli.layer_text import layer_text
+from chansurg.cli.reporting import grid
+from chansurg.surgery.edits import Bypass, Edit, Insert
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer, before and after; an empty text means that it was not there."""
+
+    path: str
+    before: str
+    after: str
+
+
+def layers_at(network: nn.Module, edits: Sequence[Edit]) -> dict[str, str]:
+    """The layers that the edits name, in a few words, as they are in ``network`` now."""
+    modules = dict(network.named_modules())
+    wanted = dict.fromkeys(edit.path.partition("#")[0] for edit in edits)
+    return {path: layer_text(modules[path]) for path in wanted if path in modules}
+
+
+def changes(edits: Sequence[Edit], before: dict[str, str], after: dict[str, str]) -> list[Change]:
+    """One change for each place, in the order of the edits."""
+    found: dict[str, Change] = {}
+    for edit in edits:
+        path = edit.path.partition("#")[0]
+        old = "" if isinstance(edit, Insert) else before.get(path, path.rpartition(":")[2] or path)
+        new = "" if isinstance(edit, Bypass) else after.get(path, "")
+        if old != new:
+            found[edit.path] = Change(edit.path, old, new)
+    return list(found.values())
+
+
+def changes_table(found: Iterable[Change], *, every: bool) -> Table:
+    """The changes by block; without ``every``, neighbouring blocks that change alike share their rows."""
+    groups: dict[str, list[Change]] = {}
+    for change in found:
+        groups.setdefault(_owner(change.path), []).append(change)
+    runs: list[tuple[list[str], list[Change]]] = []
+    for owner, inside in groups.items():
+        if not every and runs and _alike(runs[-1][1], inside):
+            runs[-1][0].append(owner)
+        else:
+            runs.append(([owner], inside))
+    table = grid("where", "layer", "before", "", "after")
+    for owners, inside in runs:
+        where = owners[0] or "(top)"
+        if len(owners) > 1:
+            where += f" … {owners[-1]}  ({len(owners)} alike)"
+        for position, change in enumerate(inside):
+            table.add_row(
+                Text(where if position == 0 else "", style="bold"),
+                Text(_name(change.path)),
+                Text(change.before or "-", style="" if change.before else "dim"),
+                Text("=>", style="dim"),
+                Text(change.after or "removed", style="green" if change.after else "dim"),
+            )
+    return table
+
+
+def _owner(path: str) -> str:
+    return path.rpartition(":")[0] if ":" in path else path.rpartition(".")[0]
+
+
+def _name(path: str) -> str:
+    return path.rpartition(":")[2] if ":" in path else path.rpartition(".")[2]
+
+
+def _alike(first: list[Change], second: list[Change]) -> bool:
+    def told(inside: list[Change]) -> list[tuple[str, str, str]]:
+        return [(_name(change.path), change.before, change.after) for change in inside]
+
+    return told(first) == told(second)

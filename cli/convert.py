@@ -1,0 +1,111 @@
+"""``chansurg convert``: the surgery, from a model file to a model file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from chansurg.cli.changes import Change, changes, changes_table, layers_at
+from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, existing_input, read_model, stem
+from chansurg.cli.numbers import by_reason, counts_table, path_list
+from chansurg.cli.output_file import check_output
+from chansurg.cli.recipe_options import given_options
+from chansurg.cli.reporting import Report
+from chansurg.surgery.recipe import find_recipe
+
+if TYPE_CHECKING:
+    from chansurg.surgery.journal import Entry
+    from chansurg.surgery.plan import Plan
+
+EXAMPLES = (
+    "chansurg convert resnet50.pth --recipe pix",
+    "chansurg convert resnet50.pth --recipe pix --mode downscale --zeta 2 -o small.safetensors",
+    "chansurg convert resnet50 --pretrained --recipe pix --zeta 8 --dry-run",
+)
+
+
+def convert(
+    report: Report,
+    model: Model,
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="What to do; `chansurg recipes` lists them.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write.", show_default="MODEL-RECIPE.safetensors")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and write nothing.")] = False,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the layers that start anew.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace OUT even if it is no converted model. The input is never replaced.")
+    ] = False,
+    arch: Arch = None,
+    input_size: InputSize = None,
+    pretrained: Pretrained = False,
+    trust_pickle: TrustPickle = False,
+    **recipe_options: Any,
+) -> None:
+    """Convert a model with a recipe.
+
+    One file is written, and it carries everything needed to load it; a converted file can be converted again.
+    """
+    start = time.perf_counter()
+    given = given_options(recipe, recipe_options)
+    find_recipe(recipe).options(given)
+    target = output or Path(f"{stem(model)}-{recipe}.safetensors")
+    source = existing_input(model)
+    if not dry_run:
+        check_output(target, inputs=[] if source is None else [source], force=force)
+    network = read_model(report, model, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
+
+    import chansurg
+
+    plan = chansurg.plan(network, recipe, **given)
+    before = layers_at(network, plan.edits)
+    network = chansurg.apply(network, plan, inplace=True, seed=seed)
+    entry = chansurg.record_of(network).journal[-1]
+    found = changes(plan.edits, before, layers_at(network, plan.edits))
+    kept = len(network.state_dict()) - len(entry.new) - len(entry.sliced)
+    if not dry_run:
+        chansurg.save(network, target)
+    seconds = time.perf_counter() - start
+    report.result(
+        {
+            "output": None if dry_run else str(target),
+            "recipe": plan.recipe,
+            "options": dict(plan.options),
+            "edits": [edit.as_json() for edit in plan.edits],
+            "skipped": [skip.as_json() for skip in plan.skipped],
+            "before": dict(entry.before),
+            "after": dict(entry.after),
+        },
+        line="nothing was written" if dry_run else str(target),
+        show=lambda: _show(report, plan, entry, found, kept, None if dry_run else target, seconds),
+    )
+
+
+def _show(report: Report, plan: Plan, entry: Entry, found: list[Change], kept: int, target: Path | None, seconds: float) -> None:
+    out = report.out
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in plan.options.items() if value is not None)
+    out.print(Text.assemble((plan.recipe, "bold"), f" {options}: {len(plan.sites)} sites, {len(plan.edits)} edits\n"), soft_wrap=True)
+    out.print(changes_table(found, every=report.verbose))
+    show_skipped(report, [skip.as_json() for skip in plan.skipped])
+    out.print()
+    out.print(counts_table(entry.before, entry.after))
+    out.print(f"\ntensors: {kept} kept, {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed")
+    if target is None:
+        out.print(f"A dry run: nothing was written ({seconds:.1f} s).")
+    else:
+        out.print(Text.assemble("wrote ", (str(target), "bold"), f" in {seconds:.1f} s"), soft_wrap=True)
+
+
+def show_skipped(report: Report, skipped: Sequence[dict[str, str]]) -> None:
+    """The places left alone, under the reasons they share; every path where the reader asked for all."""
+    if not skipped:
+        return
+    report.out.print(f"\nleft alone ({len(skipped)})", style="dim")
+    for reason, paths in by_reason(skipped).items():
+        where = path_list(paths, limit=None if report.verbose else 3)
+        report.out.print(f"  {reason}: {where}", style="dim", soft_wrap=True)

@@ -1,0 +1,70 @@
+"""``chansurg history``: what was done to a model, read from its file's header alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.padding import Padding
+from rich.text import Text
+
+from chansurg.cli.numbers import counts_table
+from chansurg.cli.reporting import Report
+
+if TYPE_CHECKING:
+    from chansurg.surgery.journal import Entry, Record
+
+EXAMPLES = ("chansurg history resnet50-pix.safetensors", "chansurg history resnet50-pix.safetensors --json")
+
+
+def history(report: Report, model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file.", show_default=False)]) -> None:
+    """What was done to a model, oldest first.
+
+    Recipe, options, counts before and after, and the file it came from; read from the file's header alone.
+    """
+    import chansurg
+
+    record = chansurg.history(model)
+    steps = " > ".join(entry.recipe for entry in record.journal) or "nothing was done to it"
+    report.result(_document(model, record), line=f"{record.architecture or 'unknown'}: {steps}", show=lambda: _show(report, model, record))
+
+
+def _document(model: Path, record: Record) -> dict[str, Any]:
+    document = record.as_json()
+    architecture = record.architecture
+    document["architecture"] = None if architecture is None else str(architecture)
+    document["arguments"] = None if architecture is None else dict(architecture.kwargs)
+    return {"file": str(model), **document}
+
+
+def _show(report: Report, model: Path, record: Record) -> None:
+    out = report.out
+    out.print(Text(str(model), style="bold"), soft_wrap=True)
+    if record.architecture is None and not record.journal:
+        out.print("It has no journal: chansurg did not write it, or nothing was done to it. `chansurg inspect` tells what it is.")
+        return
+    arguments = ", ".join(f"{key}={value}" for key, value in (record.architecture.kwargs if record.architecture else {}).items())
+    name = str(record.architecture or "a network of the caller's own")
+    size = "x".join(str(length) for length in record.preprocessing.input_size)
+    out.print(f"architecture  {name}{f' ({arguments})' if arguments else ''}, input {size}", soft_wrap=True)
+    if not record.journal:
+        out.print("journal       empty: nothing was done to it")
+    for number, entry in enumerate(record.journal, 1):
+        _show_entry(report, number, entry)
+
+
+def _show_entry(report: Report, number: int, entry: Entry) -> None:
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in entry.options.items() if value is not None)
+    report.out.print(Text.assemble(f"\n{number}. ", (f"{entry.recipe} ", "bold"), options), soft_wrap=True)
+    parent = f"{entry.parent_file} (sha256 {(entry.parent_sha256 or '')[:12]})" if entry.parent_file else "no file (fresh weights)"
+    report.out.print(f"   from {parent}, seed {entry.seed}, {len(entry.edits)} edits", soft_wrap=True)
+    report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; all others kept")
+    if entry.before and entry.after:
+        report.out.print(Padding(counts_table(entry.before, entry.after), (0, 0, 0, 3)))
+    if report.verbose:
+        for edit in entry.edits:
+            report.out.print(f"   {edit.op:<7} {edit.path}", soft_wrap=True)
+        for kind, names in (("sliced", entry.sliced), ("new", entry.new), ("removed", entry.removed)):
+            for name in names:
+                report.out.print(f"   {kind:<7} {name}", soft_wrap=True)

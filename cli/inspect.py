@@ -1,0 +1,92 @@
+"""``chansurg inspect``: what a model is, what it costs, and where each recipe applies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+
+from chansurg.cli.convert import show_skipped
+from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, read_model
+from chansurg.cli.numbers import counts_table, large, path_list
+from chansurg.cli.reporting import Report, grid
+
+EXAMPLES = (
+    "chansurg inspect resnet50.pth",
+    "chansurg inspect mobilenet_v2 --input-size 160",
+    "chansurg inspect weights.pth --arch mypackage.networks:build --json",
+)
+
+
+def inspect(
+    report: Report,
+    model: Model,
+    arch: Arch = None,
+    input_size: InputSize = None,
+    pretrained: Pretrained = False,
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """What a model is, what it costs, and where each recipe applies.
+
+    What a recipe leaves alone is told with the reason.
+    """
+    network = read_model(report, model, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
+
+    import chansurg
+
+    document = chansurg.inspect(network).as_json()
+    report.result(
+        document,
+        line=f"{document['architecture'] or type(network).__name__}  {large(document['params'])} params  {large(document['macs'])} MACs",
+        show=lambda: _show(report, model, document),
+    )
+
+
+def _show(report: Report, model: str, document: Mapping[str, Any]) -> None:
+    out = report.out
+    size = "x".join(str(length) for length in document["input_size"])
+    out.print(Text.assemble((model, "bold"), f"  {document['architecture'] or 'a network of its own'}, input {size}\n"), soft_wrap=True)
+    out.print(counts_table(document))
+    if document["uncounted"]:
+        out.print(f"not counted: {', '.join(document['uncounted'])}", style="yellow", soft_wrap=True)
+    for part in document["untraced"]:
+        out.print(f"not traced: {part['path'] or '(the network)'}: {part['reason']}", style="yellow", soft_wrap=True)
+    _show_stages(report, document["stages"])
+    for recipe, sites in document["sites"].items():
+        _show_sites(report, recipe, sites)
+        show_skipped(report, document["skipped"].get(recipe, []))
+
+
+def _show_stages(report: Report, stages: list[dict[str, Any]]) -> None:
+    if not stages:
+        return
+    table = grid("stage", ">blocks", "kind", ">output", "from … to")
+    for number, stage in enumerate(stages, 1):
+        blocks = stage["blocks"]
+        paths = [block["path"] if isinstance(block, Mapping) else str(block) for block in blocks]
+        kinds = dict.fromkeys(str(block["kind"]) for block in blocks if isinstance(block, Mapping))
+        table.add_row(
+            str(number),
+            str(len(blocks)),
+            ", ".join(kinds) or str(stage.get("kind", "")),
+            "x".join(map(str, stage["shape"])),
+            paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1]}",
+        )
+    report.out.print()
+    report.out.print(table)
+
+
+def _show_sites(report: Report, recipe: str, sites: list[dict[str, Any]]) -> None:
+    out = report.out
+    out.print(Text.assemble("\n", (recipe, "bold"), f": {len(sites) or 'no'} sites"))
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for site in sites:
+        detail = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in site.items() if key not in ("path", "kind", "expand"))
+        kinds.setdefault((site["kind"], detail), []).append(site["path"])
+    if not kinds:
+        return
+    table = grid("  kind", ">sites", "each", "where")
+    for (kind, detail), paths in kinds.items():
+        table.add_row(f"  {kind}", str(len(paths)), detail, path_list(paths, limit=None if report.verbose else 2))
+    out.print(table)

@@ -1,0 +1,48 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from chansurg.cli.reporting import grid
+
+COUNT_NAMES = {"params": "parameters", "macs": "MACs", "ops": "ops", "memory_access": "memory access"}
+
+
+def large(number: int) -> str:
+    """``25.56 M``, ``4.09 G``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.4g} {unit}" if number >= 1e3 * size else f"{number / size:#.4g} {unit}"
+    return str(number)
+
+
+def counts_table(before: Mapping[str, int], after: Mapping[str, int] | None = None) -> Table:
+    """The four counts; with ``after`` also what they became, and the ratio."""
+    if after is None:
+        table = grid("", ">", ">")
+        for key, name in COUNT_NAMES.items():
+            table.add_row(name, large(before[key]), f"{before[key]:,}")
+        return table
+    table = grid("", ">before", ">after", ">after / before")
+    for key, name in COUNT_NAMES.items():
+        ratio = f"{after[key] / before[key]:.3f}" if before[key] else "-"
+        table.add_row(name, large(before[key]), large(after[key]), ratio)
+    return table
+
+
+def by_reason(skipped: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Paths under the reason they share, in the order in which the reasons came."""
+    groups: dict[str, list[str]] = {}
+    for skip in skipped:
+        groups.setdefault(skip["reason"], []).append(skip["path"])
+    return groups
+
+
+def path_list(paths: Sequence[str], *, limit: int | None = 4) -> str:
+    """Paths in a line; beyond ``limit`` only how many more."""
+    shown = [path or "(the network)" for path in paths[:limit]]
+    more = len(paths) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

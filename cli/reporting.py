@@ -1,0 +1,119 @@
+"""What a command says, and where: results on stdout, everything else on stderr, one JSON document where ``--json`` asks for it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from chansurg.surgery.errors import ChansurgError
+
+# A table on a pipe or in a log is not cut to a terminal that is not there.
+PLAIN_WIDTH = 120
+
+
+class Report:
+    """The voice of one command.
+
+    Args:
+        as_json: print one JSON document and no table.
+        quiet: print the result in one line, and no notes.
+        verbose: print every detail.
+        stdout: where results go; ``None`` is the process's.
+        stderr: where everything else goes; ``None`` is the process's.
+    """
+
+    def __init__(
+        self,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        stdout: TextIO | None = None,
+        stderr: TextIO | None = None,
+    ) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.verbose = verbose
+        self.stdout = stdout or sys.stdout
+        self.out = _console(self.stdout)
+        self.err = _console(stderr or sys.stderr)
+
+    def result(self, document: Mapping[str, Any], *, line: str, show: Callable[[], None]) -> None:
+        """The command's answer: as JSON, as one line, or as ``show`` draws it."""
+        if self.as_json:
+            indent = 2 if self.stdout.isatty() else None
+            self.stdout.write(json.dumps(_without_nan(document), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+            self.stdout.flush()
+        elif self.quiet:
+            self.out.print(line, soft_wrap=True)
+        else:
+            show()
+
+    def note(self, text: str) -> None:
+        """Something a reader should know beside the result."""
+        if not self.quiet:
+            self.err.print(Text(text, style="dim"), soft_wrap=True)
+
+    def error(self, error: ChansurgError) -> None:
+        """A failure in its four parts."""
+        if self.as_json:
+            self.stdout.write(json.dumps({"error": error.parts()}, ensure_ascii=False) + "\n")
+            self.stdout.flush()
+            return
+        self.err.print(Text.assemble(("error: ", "bold red"), (error.what, "bold")), soft_wrap=True)
+        for label, text in (("where", error.where), ("not done", error.not_done), ("to do", error.to_do)):
+            self.err.print(Text.assemble((f"  {label + ':':<10}", "cyan"), text), soft_wrap=True)
+
+    @contextmanager
+    def progress(self, title: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+        """A callback that takes the number done and the number there is: a bar on a terminal, a line for each fifth elsewhere."""
+        if self.quiet:
+            yield None
+        elif self.err.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+            with Progress(*columns, console=self.err, transient=True) as bar:
+                task = bar.add_task(title, total=None)
+                yield lambda done, total: bar.update(task, completed=done, total=total)
+        else:
+            fifths = 0
+
+            def line(done: int, total: int) -> None:
+                nonlocal fifths
+                if done * 5 // total > fifths:
+                    fifths = done * 5 // total
+                    self.err.print(f"{title}: {done} of {total} {unit}", soft_wrap=True)
+
+            yield line
+
+
+def _console(stream: TextIO) -> Console:
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
+
+
+def grid(*columns: str, title: str | None = None) -> Table:
+    """An open table; a column's name that starts with ``>`` holds numbers, aligned to the right."""
+    table = Table(box=None, title=title, title_justify="left", title_style="bold", header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(Text(column.removeprefix(">")), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return value

@@ -1,0 +1,40 @@
+"""``chansurg undo``: the very file that a converted one came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chansurg.cli.output_file import check_output
+from chansurg.cli.reporting import Report
+
+EXAMPLES = (
+    "chansurg undo resnet50-pix.safetensors",
+    "chansurg undo resnet50-pix.safetensors --base downloads/resnet50.pth -o original.safetensors",
+)
+
+
+def undo(
+    report: Report,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted model file.", show_default=False)],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", metavar="FILE", help="The file it came from, where that does not lie beside it.", show_default=False),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Find the file that a converted model came from, or copy it.
+
+    It is known by its hash, so what is given back is exactly what was converted. Without -o its path is told and nothing is written.
+    """
+    if output is not None:
+        check_output(output, inputs=[path for path in (model, base) if path is not None], force=force)
+
+    import chansurg
+
+    written = chansurg.undo(model, base=base, output=output)
+    told = f"{model} was made from {written}" if output is None else f"wrote {written}, the file that {model} was made from"
+    report.result({"output": str(written)}, line=str(written), show=lambda: report.out.print(told, soft_wrap=True))

@@ -1,0 +1,68 @@
+"""``chansurg verify``: are two models the same function, and where do they part?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from chansurg.cli.model_options import MODEL_HELP, Arch, InputSize, TrustPickle, read_model
+from chansurg.cli.reporting import Report, grid
+
+EXAMPLES = (
+    "chansurg verify resnet50.pth resnet50-copy.safetensors",
+    "chansurg verify resnet50.pth resnet50-pix.safetensors --input-size 160",
+)
+
+
+def verify(
+    report: Report,
+    a: Annotated[str, typer.Argument(metavar="A", help=MODEL_HELP, show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.", show_default=False)],
+    arch: Arch = None,
+    input_size: InputSize = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random inputs they are compared on.")] = 0,
+    trust_pickle: TrustPickle = False,
+) -> int:
+    """Whether two models compute the same, and where they part.
+
+    They are run on random inputs. Exit code 1 where they differ.
+    """
+    first = read_model(report, a, arch, input_size, trust_pickle=trust_pickle)
+    second = read_model(report, b, arch, input_size, trust_pickle=trust_pickle)
+
+    import chansurg
+
+    verdict = chansurg.verify(first, second, seed=seed)
+    document = verdict.as_json()
+    report.result(
+        document,
+        line=f"{'equal' if verdict.equal else 'different'}  max abs error {document['max_abs_error']:.3g}",
+        show=lambda: _show(report, a, b, document),
+    )
+    return 0 if verdict.equal else 1
+
+
+def _show(report: Report, a: str, b: str, document: Mapping[str, Any]) -> None:
+    out = report.out
+    equal = document["equal"]
+    out.print("the same function" if equal else "not the same function", style="bold green" if equal else "bold red")
+    out.print(f"{a}  and  {b}, on {document['inputs']} random inputs", soft_wrap=True)
+    if document["reason"]:
+        out.print(f"They cannot be compared: {document['reason']}.", soft_wrap=True)
+        return
+    table = grid("", ">")
+    table.add_row("largest absolute error", f"{document['max_abs_error']:.3g}")
+    table.add_row("largest relative error", f"{document['max_rel_error']:.3g}")
+    if document["agreement"] is not None:
+        table.add_row("inputs with the same highest output", f"{100 * document['agreement']:.1f} %")
+    out.print(table)
+    if equal or not document["blocks"]:
+        return
+    if document["first_difference"] is not None:
+        out.print(f"\nThey part at {document['first_difference']}.")
+    blocks = grid("block", ">relative error")
+    for block in document["blocks"]:
+        blocks.add_row(block["path"], f"{block['relative_error']:.3g}")
+    out.print(blocks)

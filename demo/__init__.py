@@ -1,0 +1,1 @@
+"""A demonstration that needs no download: handwritten digits, a small residual network, PiX."""

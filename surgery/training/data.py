@@ -1,0 +1,267 @@
+"""Labelled images for networks: which images there are, what class each has, and how it becomes the network's input.
+
+A data set is a tree of class folders (``cat/001.jpg``), with or without split folders above them (``val/cat/001.jpg``), on disk or in a
+zip. :class:`ClassifiedImages` is an ordinary PyTorch data set; :func:`batches` is the loop over it. Classes and images come in sorted
+order, so the same data gives the same batches everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
+
+from chansurg.surgery.architecture import Preprocessing
+from chansurg.surgery.errors import InputError, Refusal
+from chansurg.surgery.training.image_tree import IMAGE_SUFFIXES, ImageTree, open_tree
+
+SPLITS = ("train", "val", "valid", "validation", "test")
+
+log = logging.getLogger(__name__)
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class ClassifiedImages(Dataset[tuple[Tensor, int]]):
+    """Images of one split, and the class of each.
+
+    An item is ``(image [C, H, W] float32, label)``; the label is the position of the image's folder in ``classes`` unless ``labels`` maps
+    it to one of the network's outputs.
+
+    Args:
+        data: folder or zip, as :func:`~chansurg.surgery.training.image_tree.open_tree` takes it.
+        split: folder between the top and the class folders; not looked for where the class folders lie at the top.
+        transform: what turns a decoded RGB image into the network's input.
+
+    Raises:
+        InputError: where there is no such data or split, or a class has no image.
+    """
+
+    def __init__(self, data: str | os.PathLike[str], *, split: str, transform: Transform) -> None:
+        self.tree = open_tree(data)
+        self.transform = transform
+        base = _class_folder(self.tree, split)
+        self.classes = self.tree.folders(base)
+        self.labels: Sequence[int] = range(len(self.classes))
+        folders = [f"{base}/{name}" if base else name for name in self.classes]
+        images = [self.tree.images(folder) for folder in folders]
+        for folder, inside in zip(folders, images, strict=True):
+            if not inside:
+                raise InputError(
+                    f"The class folder {folder!r} holds no image." if any(images) else "There is no image in it.",
+                    where=f"{self.tree.path}: {folder}" if any(images) else str(self.tree.path),
+                    not_done="No image was read.",
+                    to_do="Remove the folder, or put the class's images into it."
+                    if any(images)
+                    else f"Images are files that end in {', '.join(IMAGE_SUFFIXES)}, in one folder for each class.",
+                )
+        self.samples = [(name, position) for position, inside in enumerate(images) for name in inside]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        name, position = self.samples[index]
+        try:
+            with Image.open(io.BytesIO(self.tree.read(name))) as image:
+                rgb = image.convert("RGB")
+        except Exception as error:  # a damaged image makes Pillow and zipfile raise nearly anything
+            raise _unreadable(self.tree, name, error) from error
+        return self.transform(rgb), self.labels[position]
+
+
+def _class_folder(tree: ImageTree, split: str) -> str:
+    """The folder whose folders are the classes."""
+    base, found = "", tree.folders("")
+    if len(found) == 1 and found[0] not in SPLITS and tree.folders(found[0]):
+        base, found = found[0], tree.folders(found[0])
+    inside = f"{base}/{split}" if base else split
+    if split in found and tree.folders(inside):
+        return inside
+    if not found:
+        raise InputError(
+            "There are no class folders with images in it.",
+            where=str(tree.path),
+            not_done="No image was read.",
+            to_do="Lay it out as val/CLASS/IMAGE.jpg, or CLASS/IMAGE.jpg.",
+        )
+    splits = [name for name in found if name in SPLITS]
+    if splits == found:
+        missing = f"The folder {split!r} holds no class folders." if split in found else f"There is no folder {split!r}."
+        raise InputError(
+            missing,
+            where=str(tree.path),
+            not_done="No image was read.",
+            to_do=f"Found: {', '.join(found)}. Name one with --split (in Python: split=), or lay the data out as {split}/CLASS/IMAGE.jpg.",
+        )
+    log.info("%s has no split folders: all its images are taken", tree.path)
+    return base
+
+
+def match_classes(folders: Sequence[str], class_names: Sequence[str] | None, outputs: int, *, where: str) -> list[int]:
+    """For each class folder, in order, the network's output that stands for it.
+
+    By name where the network's class names are known and the folders carry them (they may be fewer); where no folder carries one, the
+    sorted folders are the outputs, one by one.
+
+    Raises:
+        InputError: where only some folders carry a known name, or the numbers differ.
+    """
+    names = list(class_names or ())
+    odd = [folder for folder in folders if names.count(folder) != 1]
+    if names and not odd:
+        return [names.index(folder) for folder in folders]
+    if any(folder in names for folder in folders):
+        raise InputError(
+            f"The network has not exactly one class named {', '.join(map(repr, odd[:5]))}{', …' if len(odd) > 5 else ''}.",
+            where=where,
+            not_done="Nothing was evaluated.",
+            to_do=f"Name the folders after the network's {len(names)} classes: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}.",
+        )
+    if len(folders) != outputs:
+        raise InputError(
+            f"The data has {len(folders)} classes and the network has {outputs} outputs.",
+            where=where,
+            not_done="Nothing was evaluated.",
+            to_do="Evaluate on the data that the network was trained for, with one folder for each class.",
+        )
+    return list(range(outputs))
+
+
+class Fit:
+    """Bring an image to ``(height, width)``: short side to ``resize`` pixels, then the centre. One of that size stays as it is."""
+
+    def __init__(self, height: int, width: int, resize: int | None, interpolation: str) -> None:
+        self.height, self.width = height, width
+        self.resize = height if resize is None else resize
+        self.interpolation = InterpolationMode(interpolation)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Resample and crop."""
+        if image.size == (self.width, self.height):
+            return image
+        resized = functional.resize(image, [self.resize], interpolation=self.interpolation)
+        return functional.center_crop(resized, [self.height, self.width])
+
+
+def evaluation_transform(preprocessing: Preprocessing) -> Transform:
+    """From a decoded image to ``[C, H, W]`` float32, the same for the same image every time.
+
+    A network with one input channel sees grey images, with the mean of the three channels' statistics where only those are known.
+
+    Raises:
+        InputError: for a network whose input has neither one channel nor three.
+    """
+    channels, height, width = preprocessing.input_size
+    if channels not in (1, 3):
+        raise InputError(
+            f"The network takes {channels} input channels; an image has 3, or 1 where it is grey.",
+            where=f"input size {channels},{height},{width}",
+            not_done="No image was read.",
+            to_do="Pass --input-size with 1 or 3 channels, or evaluate the network in a loop of your own.",
+        )
+    mean, std = list(preprocessing.mean), list(preprocessing.std)
+    if channels == 1:
+        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+    grey = [v2.Grayscale(1)] if channels == 1 else []
+    fit = Fit(height, width, preprocessing.resize, preprocessing.interpolation)
+    to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    transform: Transform = v2.Compose([fit, *grey, *to_tensor])
+    return transform
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """What a worker process hands back in place of a batch: exceptions with several parts do not survive the way between processes."""
+
+    parts: dict[str, str]
+
+
+class _Guarded(Dataset["tuple[Tensor, int] | _Unreadable"]):
+    def __init__(self, images: Dataset[tuple[Tensor, int]]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]  # torch's Dataset declares no length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | _Unreadable:
+        try:
+            return self.images[index]
+        except InputError as error:
+            return _Unreadable(error.parts())
+
+
+def _collate(items: list[tuple[Tensor, int] | _Unreadable]) -> tuple[Tensor, Tensor] | _Unreadable:
+    for item in items:
+        if isinstance(item, _Unreadable):
+            return item
+    images, labels = default_collate(items)
+    return images, labels
+
+
+def batches(
+    images: Dataset[tuple[Tensor, int]],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    sampler: Sampler[int] | None = None,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+    context: BaseContext | str | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """``(images [B, C, H, W], labels [B] int64)``, in order unless a sampler says otherwise; the last batch may be smaller.
+
+    Args:
+        images: the data set.
+        batch_size: images a batch.
+        workers: processes that read and decode; 0 reads in this one.
+        sampler: which images, in which order.
+        drop_last: leave out a last batch that is smaller.
+        pin_memory: for copies to a GPU.
+        context: how workers are started (``fork``, ``spawn``); ``None`` is Python's default.
+
+    Raises:
+        InputError: where an image cannot be read; names it.
+        Refusal: where a worker process died, out of memory for one.
+    """
+    loader = DataLoader(
+        _Guarded(images),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        drop_last=drop_last,
+        pin_memory=pin_memory,
+        multiprocessing_context=context if workers else None,
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, _Unreadable):
+                raise InputError(**batch.parts)
+            yield batch[0], batch[1]
+    except RuntimeError as error:
+        raise Refusal(
+            f"Reading images stopped: {error}",
+            where=f"data loading, {workers} worker processes",
+            not_done="The data was not read to its end, so there is no result.",
+            to_do="Use fewer worker processes or smaller batches; `--workers 0` reads in the main process.",
+        ) from error
+
+
+def _unreadable(tree: ImageTree, name: str, error: Exception) -> InputError:
+    return InputError(
+        f"An image cannot be read: {str(error) or type(error).__name__}.",
+        where=f"{tree.path}: {name}",
+        not_done="The data was not read to its end, so there is no result.",
+        to_do="Replace the image or remove it.",
+    )
