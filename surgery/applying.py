@@ -1,7 +1,7 @@
 """The one place where networks are changed: a list of edits goes in with a network, the changed network comes out.
 
-Converting and replaying share :func:`perform`. Converting works on the real network and initialises new layers; replaying works on a skeleton whose
-tensors come from a file, and checks that the code underneath is still the one that was edited.
+Converting and replaying share :func:`perform`. Converting works on the real network and initialises new layers; replaying works on a
+skeleton whose tensors come from a file, and checks that the code underneath is still the one that was edited.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def _home(module: nn.Module, network: nn.Module) -> tuple[torch.device, torch.dt
 def build_layer(spec: LayerSpec, path: str, seed: int | None, home: tuple[torch.device, torch.dtype]) -> RecipeLayer:
     """Build a recipe's layer for ``path``.
 
-    Its initialisation draws from a generator of its own, seeded by ``seed`` and the path, so that it does not depend on what else was built.
+    Its initialisation draws from a generator of its own, seeded by ``seed`` and the path, so that it does not depend on what else was
+    built.
 
     Raises:
         InputError: where no installed recipe has such a layer.
@@ -166,7 +167,7 @@ def build_layer(spec: LayerSpec, path: str, seed: int | None, home: tuple[torch.
         ) from None
     device, dtype = home
     with torch.device("meta"):
-        layer: RecipeLayer = layer_class(**spec.arguments)
+        layer = layer_class(**spec.arguments)
     if device.type == "meta":
         return layer.to(dtype=dtype)
     layer = layer.to_empty(device="cpu")

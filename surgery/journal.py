@@ -1,7 +1,7 @@
 """What a network is and what was done to it: the record that travels with the model and with its file.
 
-A :class:`Record` names the base architecture, how images are prepared, the classes, and the journal: one :class:`Entry` for each thing done,
-in order. It is plain data that turns into JSON and back, with no clock times, so that the same input and options give the same bytes.
+A :class:`Record` names the base architecture, how images are prepared, the classes, and the journal: one :class:`Entry` for each thing
+done, in order. It is plain data that turns into JSON and back, with no clock times, so that the same input and options give the same bytes.
 No torch is imported here.
 """
 

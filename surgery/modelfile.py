@@ -1,8 +1,8 @@
 """The model file: one ``.safetensors`` with the tensors, and everything needed to build the network again in its header.
 
-The header's metadata holds one key, ``chansurg``: a JSON text of the :class:`~chansurg.surgery.journal.Record`, of tied tensors and of memory formats.
-Writing goes to a temporary file beside the target, which takes the target's name only when it is whole. Loading builds the base architecture,
-replays the recorded edits on it without numbers, and hands it the file's tensors.
+The header's metadata holds one key, ``chansurg``: a JSON text of the :class:`~chansurg.surgery.journal.Record`, of tied tensors and of
+memory formats. Writing goes to a temporary file beside the target, which takes the target's name only when it is whole. Loading builds
+the base architecture, replays the recorded edits on it without numbers, and hands it the file's tensors.
 """
 
 from __future__ import annotations

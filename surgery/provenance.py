@@ -86,7 +86,7 @@ def _outline(model: nn.Module) -> list[tuple[str, str, str]]:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that define networks, for those in use."""
-    found = {}
+    found: dict[str, str] = {}
     for name in ("torch", "torchvision", "timm"):
         if name in sys.modules:
             try:

@@ -1,8 +1,8 @@
 """The contract of a recipe, and the registry they enter themselves into.
 
-A recipe is one object: its name and what a reader should know of it, one dataclass of options, and two methods: ``plan``, from a survey to plain
-data, and ``layer``, from a layer's name to its class. Recipes are found through the entry-point group ``chansurg.recipes``, so another
-package can add one. No torch is imported here; a recipe imports it inside its methods.
+A recipe is one object: its name and what a reader should know of it, one dataclass of options, and two methods: ``plan``, from a survey
+to plain data, and ``layer``, from a layer's name to its class. Recipes are found through the entry-point group ``chansurg.recipes``, so
+another package can add one. No torch is imported here; a recipe imports it inside its methods.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from chansurg.surgery.errors import InputError
 from chansurg.surgery.plan import Plan, Site, Skip
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from chansurg.surgery.layer import RecipeLayer
     from chansurg.surgery.survey import Survey
 
 
@@ -56,7 +55,7 @@ class Recipe(ABC):
         """Every place the recipe knows how to change, in any of its modes, and the places it leaves alone with the reason."""
 
     @abstractmethod
-    def layer(self, name: str) -> type[nn.Module]:
+    def layer(self, name: str) -> type[RecipeLayer]:
         """The layer class of this name; only names that the recipe defines.
 
         Raises:

@@ -1,9 +1,9 @@
 """Rewriting one module's forward, and nothing else of it.
 
-The smallest module that makes a call is the one whose code changes. Its forward is traced with its children as single calls, the graph is edited, and
-the code made from the graph becomes the forward of a subclass with the same name. The module keeps its identity: its type, its attributes, its
-hooks, its children and their state-dict keys. A forward that reads ``self.training`` is traced in both modes, and where the two differ only in
-values, the generated code reads ``self.training`` too, so the train/eval switch stays alive.
+The smallest module that makes a call is the one whose code changes. Its forward is traced with its children as single calls, the graph
+is edited, and the code made from the graph becomes the forward of a subclass with the same name. The module keeps its identity: its
+type, its attributes, its hooks, its children and their state-dict keys. A forward that reads ``self.training`` is traced in both modes,
+and where the two differ only in values, the generated code reads ``self.training`` too, so the train/eval switch stays alive.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tracing with addresses: torch.fx graphs whose every call knows where in the source network it is made.
 
-Two ways of tracing share this file's base. The survey (:mod:`chansurg.surgery.survey.regions`) traces a network through, down to its layers, to
-understand it. Rewriting (:mod:`chansurg.surgery.rewriting`) traces one module's forward with its children as single calls, to change it. Both
-run the same Python code with the same non-tensor arguments, so that an :class:`~chansurg.surgery.edits.Address` found by one names
-the same call in the other.
+Two ways of tracing share this file's base. The survey (:mod:`chansurg.surgery.survey.regions`) traces a network through, down to its
+layers, to understand it. Rewriting (:mod:`chansurg.surgery.rewriting`) traces one module's forward with its children as single calls, to
+change it. Both run the same Python code with the same non-tensor arguments, so that an :class:`~chansurg.surgery.edits.Address` found by
+one names the same call in the other.
 """
 
 from __future__ import annotations

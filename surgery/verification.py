@@ -1,7 +1,7 @@
 """Are two networks the same function? And where do they part?
 
-Both run on the same random inputs of several batch sizes, in eval mode. Their outputs are compared, and so is what every module of a common path puts out,
-in the order of execution, so that the first difference has a name.
+Both run on the same random inputs of several batch sizes, in eval mode. Their outputs are compared, and so is what every module of a
+common path puts out, in the order of execution, so that the first difference has a name.
 """
 
 from __future__ import annotations

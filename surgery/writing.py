@@ -61,7 +61,7 @@ def check_target(target: Path) -> None:
 
 
 def _disk_error(target: Path, error: Exception) -> ChansurgError:
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "os error 28" in str(error)
+    full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error)
     return Refusal(
         "The disk is full." if full else f"The file could not be written: {error}",
         where=str(target),

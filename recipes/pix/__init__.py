@@ -9,8 +9,7 @@ from chansurg.surgery.plan import Plan, Site, Skip
 from chansurg.surgery.recipe import Recipe
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from chansurg.surgery.layer import RecipeLayer
     from chansurg.surgery.survey import Survey
 
 
@@ -22,13 +21,16 @@ class Pix(Recipe):
     summary = "Dynamic pick-or-mix channel sampling in place of 1x1 channel squeezes."
     description = (
         "A 1x1 conv that squeezes channels spends a quarter of a ResNet-50's arithmetic without looking at a neighbour. PiX splits the "
-        "channels into subsets and passes on one value of each, per pixel: the maximum or the mean, scaled by a sampling probability that a "
-        "single small linear layer predicts from the globally pooled input. In downscale mode it goes in front of spatial and pointwise convs, "
+        "channels into subsets and passes on one value of each, per pixel: the maximum or the mean, scaled by a sampling probability "
+        "that a "
+        "single small linear layer predicts from the globally pooled input. In downscale mode it goes in front of spatial and pointwise "
+        "convs, "
         "and they shrink by zeta."
     )
     paper = "Pick-or-Mix: Dynamic Channel Sampling for ConvNets. Kumar, Kim, Park, Behera."
     not_for = (
-        "Networks without squeeze layers (RegNetX, plain MobileNetV2 projections): squeeze mode finds nothing there. Networks that must stay "
+        "Networks without squeeze layers (RegNetX, plain MobileNetV2 projections): squeeze mode finds nothing there. Networks that must "
+        "stay "
         "accurate without any training: the replaced layers' weights are lost, so plan a fine-tuning run."
     )
     Options = PixOptions
@@ -45,7 +47,7 @@ class Pix(Recipe):
 
         return all_sites(survey)
 
-    def layer(self, name: str) -> type[nn.Module]:
+    def layer(self, name: str) -> type[RecipeLayer]:
         """The one layer, ``PickOrMix``."""
         from chansurg.recipes.pix.layer import PickOrMix
 

@@ -1,16 +1,17 @@
 """From sites and options to edits.
 
-**What is kept.** PiX replaces a squeeze's weights, so those are gone; every other tensor keeps its values, whole or sliced. The rule for slices: where
-PiX is put in front of a layer, that layer keeps, for each subset, the one of the subset's input slices with the largest Euclidean norm; where a
-width shrinks, the filters (or input slices) with the largest norms stay, in their order, equally many in each group. A later calibration can
-choose better from data; :func:`strongest` and :func:`strongest_of_each` are the place for it.
+**What is kept.** PiX replaces a squeeze's weights, so those are gone; every other tensor keeps its values, whole or sliced. The rule for
+slices: where PiX is put in front of a layer, that layer keeps, for each subset, the one of the subset's input slices with the largest
+Euclidean norm; where a width shrinks, the filters (or input slices) with the largest norms stay, in their order, equally many in each
+group. A later calibration can choose better from data; :func:`strongest` and :func:`strongest_of_each` are the place for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,21 +42,21 @@ def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
     downscale, no_downscale = downscale_sites(survey)
     known = {skip.path for skip in no_squeeze}
     return (
-        [site.describe() for site in (*squeeze, *downscale)],
+        [*(site.describe() for site in squeeze), *(site.describe() for site in downscale)],
         [*no_squeeze, *(skip for skip in no_downscale if skip.path not in known)],
     )
 
 
 def plan(recipe: Pix, survey: Survey, options: PixOptions) -> Plan:
-    """What PiX would do to the surveyed network with these options. Source: PiX, Sec. 3.5; which site becomes what is in the module's docstring."""
-    draft = _Draft(survey, options)
+    """What PiX would do to the surveyed network with these options. Source: PiX, Sec. 3.5; which site becomes what is in the module's
+    docstring.""" draft = _Draft(survey, options)
     if options.mode == "squeeze":
         squeeze, skipped = squeeze_sites(survey)
         scale = _scale(squeeze, options)
-        done = [draft.attempt(site, lambda site=site: draft.squeeze(site, scale)) for site in squeeze]  # type: ignore[misc]
+        done = [draft.attempt(site, partial(draft.squeeze, site, scale)) for site in squeeze]
     else:
         downscale, skipped = downscale_sites(survey)
-        done = [draft.attempt(site, lambda site=site: draft.downscale(site)) for site in downscale]  # type: ignore[misc]
+        done = [draft.attempt(site, partial(draft.downscale, site)) for site in downscale]
     return Plan(
         recipe=recipe.name,
         version=recipe.version,
@@ -91,11 +92,11 @@ class _Draft:
         order = {Swap: 0, Insert: 1, Bypass: 2}
         return [*self._narrowed.values(), *sorted(self._structural, key=lambda edit: order[type(edit)])]
 
-    def attempt(self, site: SqueezeSite | DownscaleSite, build: Any) -> Site | None:
+    def attempt(self, site: SqueezeSite | DownscaleSite, build: Callable[[], dict[str, Any]]) -> Site | None:
         """Add one site's edits; where the options do not fit it, note the reason."""
         before = (list(self._structural), dict(self._narrowed), dict(self.signatures))
         try:
-            detail: dict[str, Any] = build()
+            detail = build()
         except CannotApply as reason:
             self._structural, self._narrowed, self.signatures = before
             self.skipped.append(Skip(path_of(site.layer), str(reason)))
@@ -244,7 +245,8 @@ class _Draft:
             return None
         groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
         by_group = weight.detach().float().reshape(groups, -1, *weight.shape[1:])
-        return by_group.transpose(1, 2).flatten(2).norm(dim=2).flatten()
+        norms: torch.Tensor = by_group.transpose(1, 2).flatten(2).norm(dim=2).flatten()
+        return norms
 
     def _weight(self, path: str, axis: int, width: int) -> torch.Tensor | None:
         """Norms of a layer's filters (axis 0) or input slices (axis 1)."""
@@ -256,7 +258,8 @@ class _Draft:
 
 
 def strongest(norms: Sequence[torch.Tensor | None], width: int, total: int, groups: int) -> Indices:
-    """The ``width`` channels with the largest norms (their squares summed over several readers), in ascending order, equally many in each group.
+    """The ``width`` channels with the largest norms (their squares summed over several readers), in ascending order, equally many in
+    each group.
 
     Args:
         norms: ``[total]`` each; ``None`` (a network without numbers) keeps the first channels.

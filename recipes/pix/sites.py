@@ -1,8 +1,10 @@
 """Where PiX goes: three kinds of sites, found in the graph of layers, and the reason for every candidate that is none.
 
-- ``squeeze``: a 1x1 convolution that reduces channels ahead of a spatial convolution (and the equal-width one of the same stage's first block).
+- ``squeeze``: a 1x1 convolution that reduces channels ahead of a spatial convolution (and the equal-width one of the same stage's first
+block).
 - ``feed-forward``: the squeezing second layer of a feed-forward network.
-- ``downscale``: a convolution in front of which PiX can be put, in one of three neighbourhoods: ``plain``, ``bottleneck``, ``depthwise-separable``.
+- ``downscale``: a convolution in front of which PiX can be put, in one of three neighbourhoods: ``plain``, ``bottleneck``,
+``depthwise-separable``.
 
 Source: PiX, Sec. 3.5.1, 3.5.2, 4.4; Tables 1, 3, 5.
 """
@@ -187,8 +189,8 @@ def _expanded_width(last: fx.Node) -> int | None:
 
 
 def _feed_forward_layers(survey: Survey, region: Region) -> set[fx.Node]:
-    """Second layers of feed-forward networks: pointwise, fed by a pointwise layer through an activation, back to the width they came from."""
-    found: set[fx.Node] = set()
+    """Second layers of feed-forward networks: pointwise, fed by a pointwise layer through an activation, back to the width they came
+    from.""" found: set[fx.Node] = set()
     last_of_branch = {_last_layer(block) for block in survey.blocks(region)}
     for node in region.nodes:
         widths = _pointwise_widths(node)

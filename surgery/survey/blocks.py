@@ -1,7 +1,8 @@
 """Residual blocks and stages, found in the graph and not by names.
 
-An addition of two tensors of one shape closes a block; the node through which everything must pass to reach both of them (their nearest common
-dominator) opens it. The side with fewer layers is the shortcut. Consecutive blocks with one output width and resolution make a stage.
+An addition of two tensors of one shape closes a block; the node through which everything must pass to reach both of them (their nearest
+common dominator) opens it. The side with fewer layers is the shortcut. Consecutive blocks with one output width and resolution make a
+stage.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def feeding_layer(layer: fx.Node, *, limit: int = 24) -> tuple[fx.Node | None, l
     while node is not None and len(between) < limit:
         if conv_of(node) is not None or linear_of(node) is not None:
             return node, between
-        if node.op == "placeholder" or is_addition(node) and not _joins_one_source(node):
+        if node.op == "placeholder" or (is_addition(node) and not _joins_one_source(node)):
             return None, between
         if not (is_norm(node) or is_elementwise(node) or is_layout_change(node) or _keeps_size(node)):
             return None, between

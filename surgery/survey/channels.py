@@ -1,9 +1,9 @@
 """Channel spaces: which layers must shrink together.
 
-Every tensor's channel axis belongs to a space. Activations, norms, pooling, depthwise convolutions, additions and products keep their input's space (and
-join the spaces of several inputs into one); an ordinary convolution or linear layer ends one space and begins another. To drop a channel is to drop it
-from every member of its space. A space that also touches something whose channels cannot be dropped (the network's input or output, a
-concatenation, a reshape by constants, an operation not known here) is blocked, with the reason.
+Every tensor's channel axis belongs to a space. Activations, norms, pooling, depthwise convolutions, additions and products keep their
+input's space (and join the spaces of several inputs into one); an ordinary convolution or linear layer ends one space and begins
+another. To drop a channel is to drop it from every member of its space. A space that also touches something whose channels cannot be
+dropped (the network's input or output, a concatenation, a reshape by constants, an operation not known here) is blocked, with the reason.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ class ChannelSpaces:
         self._keep(node, sources[:1], None)
         if isinstance(module, (nn.GroupNorm, nn.modules.normalization.LocalResponseNorm)):
             self._block([node], f"{path_of(node)} normalises over groups of channels")
-        elif isinstance(module, nn.LayerNorm) or (module is not None and "layernorm" in type(module).__name__.lower()):
-            self._members.append((node, Member(path_of(node), "both", node)))
-        elif module is not None:
+        elif (
+            isinstance(module, nn.LayerNorm) or (module is not None and "layernorm" in type(module).__name__.lower()) or module is not None
+        ):
             self._members.append((node, Member(path_of(node), "both", node)))
         else:
             self._block([node], f"its channels go through {function_name(node)} at {path_of(node)}")

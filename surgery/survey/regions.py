@@ -3,8 +3,8 @@
 The whole network is one region where that works; else the largest parts that can be traced are, and every part that could not be keeps its
 reason. Everything happens on a meta copy, so no arithmetic is spent and the caller's network is never touched.
 
-A node's ``meta`` carries ``address`` (an :class:`~chansurg.surgery.edits.Address`), ``shape`` (a tuple, or ``None`` where unknown), and for module
-calls ``module`` (the meta module) and ``path`` (its full path).
+A node's ``meta`` carries ``address`` (an :class:`~chansurg.surgery.edits.Address`), ``shape`` (a tuple, or ``None`` where unknown), and
+for module calls ``module`` (the meta module) and ``path`` (its full path).
 """
 
 from __future__ import annotations
