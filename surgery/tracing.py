@@ -105,7 +105,7 @@ class AddressingTracer(fx.Tracer):
                 raise TraceFailure(f"its forward takes a variable number of arguments (*{name})")
             default = () if parameter.default is parameter.empty else (parameter.default,)
             proxy = self.create_proxy("placeholder", name, default, {})
-            value = self.concrete[name] if name in self.concrete else proxy
+            value = self.concrete.get(name, proxy)
             if parameter.kind is parameter.KEYWORD_ONLY:
                 keywords[name] = value
             else:

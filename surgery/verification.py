@@ -132,7 +132,7 @@ def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = Non
             output = model(x.to(device=home.device, dtype=_dtype(model)))
     except Exception as error:
         raise InputError(
-            f"The network cannot run on inputs of shape {list(x.shape)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            f"The network cannot run on inputs of shape {list(x.shape)}: {(str(error) or type(error).__name__).splitlines()[0]}",
             where=type(model).__name__,
             not_done="The networks were not compared.",
             to_do="Pass the input size with --input-size C,H,W.",

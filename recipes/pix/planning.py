@@ -48,8 +48,8 @@ def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
 
 
 def plan(recipe: Pix, survey: Survey, options: PixOptions) -> Plan:
-    """What PiX would do to the surveyed network with these options. Source: PiX, Sec. 3.5; which site becomes what is in the module's
-    docstring.""" draft = _Draft(survey, options)
+    """What PiX would do to the surveyed network with these options. Source: PiX, Sec. 3.5."""
+    draft = _Draft(survey, options)
     if options.mode == "squeeze":
         squeeze, skipped = squeeze_sites(survey)
         scale = _scale(squeeze, options)

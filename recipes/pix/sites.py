@@ -189,8 +189,8 @@ def _expanded_width(last: fx.Node) -> int | None:
 
 
 def _feed_forward_layers(survey: Survey, region: Region) -> set[fx.Node]:
-    """Second layers of feed-forward networks: pointwise, fed by a pointwise layer through an activation, back to the width they came
-    from.""" found: set[fx.Node] = set()
+    """Second layers of feed-forward networks: pointwise, fed through an activation by a pointwise layer, back to its input's width."""
+    found: set[fx.Node] = set()
     last_of_branch = {_last_layer(block) for block in survey.blocks(region)}
     for node in region.nodes:
         widths = _pointwise_widths(node)

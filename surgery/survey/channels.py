@@ -156,9 +156,7 @@ class ChannelSpaces:
         self._keep(node, sources[:1], None)
         if isinstance(module, (nn.GroupNorm, nn.modules.normalization.LocalResponseNorm)):
             self._block([node], f"{path_of(node)} normalises over groups of channels")
-        elif (
-            isinstance(module, nn.LayerNorm) or (module is not None and "layernorm" in type(module).__name__.lower()) or module is not None
-        ):
+        elif module is not None:
             self._members.append((node, Member(path_of(node), "both", node)))
         else:
             self._block([node], f"its channels go through {function_name(node)} at {path_of(node)}")

@@ -10,68 +10,20 @@ import torch
 from torch import fx, nn
 
 _ACTIVATION_NAMES = frozenset(
-    [
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "prelu",
-        "elu",
-        "celu",
-        "selu",
-        "gelu",
-        "silu",
-        "mish",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "sigmoid",
-        "tanh",
-        "softplus",
-        "swish",
-        "hard_swish",
-        "hard_sigmoid",
-        "hard_mish",
-        "quick_gelu",
-        "gelu_tanh",
-        "rrelu",
-        "logsigmoid",
-        "softsign",
-    ]
+    (
+        "relu relu6 leaky_relu prelu elu celu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh softplus swish "
+        "hard_swish hard_sigmoid hard_mish quick_gelu gelu_tanh rrelu logsigmoid softsign"
+    ).split()
 )
 _NEUTRAL_NAMES = frozenset(
-    [
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-        "contiguous",
-        "clone",
-        "detach",
-        "to",
-        "float",
-    ]
+    ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout contiguous clone detach to float").split()
 )
 _ADDITIONS = frozenset(("add", "iadd"))
 _POOL_NAMES = frozenset(
-    [
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool3d",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-        "interpolate",
-        "upsample",
-        "pad",
-    ]
+    (
+        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate upsample pad"
+    ).split()
 )
 _POOL_MODULES: tuple[type[nn.Module], ...] = (
     nn.modules.pooling._MaxPoolNd,
@@ -221,26 +173,5 @@ def is_elementwise(node: fx.Node) -> bool:
     return is_activation(node) or is_neutral(node) or function_name(node) in _ELEMENTWISE_NAMES or node.target in _ELEMENTWISE_TARGETS
 
 
-_ELEMENTWISE_NAMES = frozenset(
-    [
-        "add",
-        "iadd",
-        "sub",
-        "isub",
-        "mul",
-        "imul",
-        "truediv",
-        "div",
-        "neg",
-        "abs",
-        "exp",
-        "sqrt",
-        "clamp",
-        "clip",
-        "square",
-        "pow",
-        "maximum",
-        "minimum",
-    ]
-)
+_ELEMENTWISE_NAMES = frozenset(("add iadd sub isub mul imul truediv div neg abs exp sqrt clamp clip square pow maximum minimum").split())
 _ELEMENTWISE_TARGETS: frozenset[Any] = frozenset((operator.add, operator.mul, operator.sub, operator.truediv, torch.add, torch.mul))
