@@ -60,7 +60,7 @@ def undo(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = 
     from chansurg.surgery.writing import write_whole
 
     target = Path(output)
-    write_whole(target, lambda temporary: shutil.copyfile(parent, temporary) and None)
+    write_whole(target, lambda temporary: shutil.copyfile(parent, temporary))
     return target
 
 

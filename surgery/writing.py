@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from chansurg.surgery.errors import ChansurgError, InputError, Refusal
 
 
-def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``target``, flush it to the disk, and rename it.
 
     Raises:
