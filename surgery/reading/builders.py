@@ -146,6 +146,23 @@ def published(architecture: Architecture) -> Architecture:
     return architecture
 
 
+def variants(architecture: Architecture) -> tuple[Architecture, ...]:
+    """The architecture as named, then its forms with or without auxiliary heads."""
+    if architecture.source != "torchvision":
+        return (architecture,)
+    if architecture.name in _ASK_FOR_INITIALISATION:
+        changed: dict[str, Any] = {"aux_logits": False}
+    elif architecture.name in torchvision_names("segmentation") and _takes(architecture, "aux_loss"):
+        changed = {"aux_loss": True}
+    else:
+        return (architecture,)
+    return (architecture, Architecture(architecture.source, architecture.name, {**changed, **architecture.kwargs}))
+
+
+def _takes(architecture: Architecture, keyword: str) -> bool:
+    return keyword in inspect.signature(_torchvision_builder(architecture)).parameters
+
+
 def _maker(architecture: Architecture, *, initialise: bool) -> Callable[[], nn.Module]:
     """A call that builds the network on the current default device."""
     kwargs = dict(architecture.kwargs)
