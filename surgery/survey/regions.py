@@ -160,6 +160,13 @@ class ShapeRecorder(fx.Interpreter):
             n.meta["shapes"] = tuple(tuple(item.shape) for item in result)
         return result
 
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module puts out; a batch norm's is shaped as its input, and computing that costs most of the time of all shapes."""
+        module = self.fetch_attr(target)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).__module__.startswith("torch.nn."):
+            return args[0]
+        return super().call_module(target, args, kwargs)
+
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The node's arguments, with the graph's immutable lists as ordinary ones: some functions change theirs in place."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
