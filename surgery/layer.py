@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -16,6 +14,3 @@ class RecipeLayer(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter anew, drawing from ``generator``."""
-
-    def warm_start(self, context: Any) -> None:
-        """Set the parameters from what the layer replaces. The default keeps the fresh initialisation."""
