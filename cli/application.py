@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from chansurg.cli import convert, diff, evaluate, history, recipes, undo, verify
-from chansurg.cli import inspect as inspect_command
 from chansurg.cli.command import exposed
 from chansurg.cli.recipe_options import recipe_parameters
 from chansurg.cli.reporting import Report
 from chansurg.surgery.errors import InputError
 
 # typer brings click with it, in some versions under a name of its own; this is its class either way.
-UsageError = typer.BadParameter.__mro__[1]
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+COMMANDS = ("inspect", "recipes", "convert", "evaluate", "verify", "diff", "history", "undo")
+"""Each is the function of that name in the file of that name."""
 
 HELP = "Model surgery for pretrained vision networks: smaller, measurably faster, still fine-tunable."
 
@@ -34,19 +35,11 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_top)
-    no_options: list[inspect.Parameter] = []
-    for name, command, examples, extra in (
-        ("inspect", inspect_command.inspect, inspect_command.EXAMPLES, no_options),
-        ("recipes", recipes.recipes, recipes.EXAMPLES, no_options),
-        ("convert", convert.convert, convert.EXAMPLES, recipe_parameters()),
-        ("evaluate", evaluate.evaluate, evaluate.EXAMPLES, no_options),
-        ("verify", verify.verify, verify.EXAMPLES, no_options),
-        ("diff", diff.diff, diff.EXAMPLES, no_options),
-        ("history", history.history, history.EXAMPLES, no_options),
-        ("undo", undo.undo, undo.EXAMPLES, no_options),
-    ):
-        epilog = "[dim]Examples[/dim]\n\n" + "\n\n".join(f"  {line}" for line in examples)
-        app.command(name, epilog=epilog)(exposed(command, extra))
+    for name in COMMANDS:
+        module = import_module(f"chansurg.cli.{name}")
+        examples = "\n".join(f"  {line}" for line in module.EXAMPLES)
+        command = exposed(getattr(module, name), recipe_parameters() if name == "convert" else ())
+        app.command(name, epilog=f"[dim]Examples[/dim]\n\n{examples}")(command)
     return app
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Change:
-    """One layer, before and after; an empty text means that it was not there."""
+    """One layer, before and after, in a few words; before is empty for a new one."""
 
     path: str
     before: str
@@ -34,15 +34,19 @@ def layers_at(network: nn.Module, edits: Sequence[Edit]) -> dict[str, str]:
 
 
 def changes(edits: Sequence[Edit], before: dict[str, str], after: dict[str, str]) -> list[Change]:
-    """One change for each place, in the order of the edits."""
+    """One change for each place, in the order of the edits; what was inserted stands ahead of what it was put in front of."""
     found: dict[str, Change] = {}
+    inserted: dict[str, list[Change]] = {}
     for edit in edits:
         path = edit.path.partition("#")[0]
-        old = "" if isinstance(edit, Insert) else before.get(path, path.rpartition(":")[2] or path)
-        new = "" if isinstance(edit, Bypass) else after.get(path, "")
-        if old != new:
-            found[edit.path] = Change(edit.path, old, new)
-    return list(found.values())
+        if isinstance(edit, Insert):
+            inserted.setdefault(edit.before.path, []).append(Change(path, "", after.get(path, "")))
+            found.setdefault(edit.before.path, Change(edit.before.path, "", ""))
+            continue
+        new = after.get(path, "") if not isinstance(edit, Bypass) else "call removed" if path in after else "removed"
+        found[edit.path] = Change(edit.path, before.get(path, path.rpartition(":")[2]), new)
+    in_order = [change for place, at in found.items() for change in (*inserted.get(place, ()), at)]
+    return [change for change in in_order if change.before != change.after]
 
 
 def changes_table(found: Iterable[Change], *, every: bool) -> Table:
@@ -67,7 +71,7 @@ def changes_table(found: Iterable[Change], *, every: bool) -> Table:
                 Text(_name(change.path)),
                 Text(change.before or "-", style="" if change.before else "dim"),
                 Text("=>", style="dim"),
-                Text(change.after or "removed", style="green" if change.after else "dim"),
+                Text(change.after, style="dim" if change.after.endswith("removed") else "green"),
             )
     return table
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "chansurg convert resnet50.pth --recipe pix",
-    "chansurg convert resnet50.pth --recipe pix --mode downscale --zeta 2 -o small.safetensors",
+    "chansurg convert resnet50.pth --recipe pix --mode downscale -o r50.safetensors",
     "chansurg convert resnet50 --pretrained --recipe pix --zeta 8 --dry-run",
 )
 

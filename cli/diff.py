@@ -10,7 +10,7 @@ import typer
 from chansurg.cli.model_options import MODEL_HELP, Arch, TrustPickle, read_model
 from chansurg.cli.reporting import Report, grid
 
-EXAMPLES = ("chansurg diff resnet50-pix.safetensors resnet50-pix-tuned.safetensors", "chansurg diff a.safetensors b.safetensors --json")
+EXAMPLES = ("chansurg diff resnet50.pth resnet50-pix.safetensors", "chansurg diff a.safetensors b.safetensors --json")
 SHOWN = 8
 
 

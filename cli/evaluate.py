@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "chansurg evaluate resnet50.pth --data imagenet/",
     "chansurg evaluate resnet50-pix.safetensors --data photos.zip --json",
-    "chansurg evaluate resnet50.pth --data imagenet/ --split test --batch-size 64",
+    "chansurg evaluate resnet50.pth --data imagenet/ --split test",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from rich.text import Text
@@ -52,27 +53,23 @@ def _show(report: Report, model: str, document: Mapping[str, Any]) -> None:
         out.print(f"not counted: {', '.join(document['uncounted'])}", style="yellow", soft_wrap=True)
     for part in document["untraced"]:
         out.print(f"not traced: {part['path'] or '(the network)'}: {part['reason']}", style="yellow", soft_wrap=True)
-    _show_stages(report, document["stages"])
+    _show_stages(report, document["stages"], document["blocks"])
     for recipe, sites in document["sites"].items():
         _show_sites(report, recipe, sites)
         show_skipped(report, document["skipped"].get(recipe, []))
 
 
-def _show_stages(report: Report, stages: list[dict[str, Any]]) -> None:
+def _show_stages(report: Report, stages: list[dict[str, Any]], blocks: list[dict[str, Any]]) -> None:
     if not stages:
         return
-    table = grid("stage", ">blocks", "kind", ">output", "from … to")
+    table = grid("stage", ">blocks", "kind", ">output", "where")
+    following = iter(blocks)
     for number, stage in enumerate(stages, 1):
-        blocks = stage["blocks"]
-        paths = [block["path"] if isinstance(block, Mapping) else str(block) for block in blocks]
-        kinds = dict.fromkeys(str(block["kind"]) for block in blocks if isinstance(block, Mapping))
-        table.add_row(
-            str(number),
-            str(len(blocks)),
-            ", ".join(kinds) or str(stage.get("kind", "")),
-            "x".join(map(str, stage["shape"])),
-            paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1]}",
-        )
+        inside = list(islice(following, stage["blocks"]))
+        kinds = ", ".join(dict.fromkeys(str(block["kind"]) for block in inside))
+        first, last = inside[0]["path"] or "(top)", inside[-1]["path"] or "(top)"
+        where = first if first == last else f"{first} … {last}"
+        table.add_row(str(number), str(len(inside)), kinds, "x".join(map(str, stage["shape"])), where)
     report.out.print()
     report.out.print(table)
 
@@ -82,11 +79,20 @@ def _show_sites(report: Report, recipe: str, sites: list[dict[str, Any]]) -> Non
     out.print(Text.assemble("\n", (recipe, "bold"), f": {len(sites) or 'no'} sites"))
     kinds: dict[tuple[str, str], list[str]] = {}
     for site in sites:
-        detail = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in site.items() if key not in ("path", "kind", "expand"))
-        kinds.setdefault((site["kind"], detail), []).append(site["path"])
+        kinds.setdefault((site["kind"], _detail(site)), []).append(site["path"])
     if not kinds:
         return
     table = grid("  kind", ">sites", "each", "where")
     for (kind, detail), paths in kinds.items():
         table.add_row(f"  {kind}", str(len(paths)), detail, path_list(paths, limit=None if report.verbose else 2))
     out.print(table)
+
+
+def _detail(site: Mapping[str, Any]) -> str:
+    """``256 -> 64 channels, ratio 4``: what sites of a kind may share; their paths are told elsewhere."""
+    channels = " -> ".join(str(site[key]) for key in ("in_channels", "out_channels") if key in site)
+    told = ("path", "kind", "expand", "in_channels", "out_channels")
+    others = [
+        f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else str(value) for key, value in site.items() if key not in told
+    ]
+    return ", ".join([f"{channels} channels", *others] if channels else others)

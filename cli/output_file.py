@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from chansurg.surgery.errors import ChansurgError, InputError
+from chansurg.surgery.writing import check_target
 
 
 def check_output(path: Path, *, inputs: list[Path], force: bool) -> None:
@@ -16,15 +16,7 @@ def check_output(path: Path, *, inputs: list[Path], force: bool) -> None:
     Raises:
         InputError: with the reason.
     """
-    folder = path.parent
-    if path.is_dir():
-        raise _refused("The output is a folder.", path, "Name a file in it: -o FOLDER/NAME.safetensors.")
-    if not folder.is_dir():
-        raise _refused(
-            f"The output's folder {str(folder)!r} does not exist.", path, f"Make it first (mkdir -p {folder}), or write elsewhere with -o."
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise _refused(f"The output's folder {str(folder)!r} is not writable.", path, "Write elsewhere with -o.")
+    check_target(path)
     if not path.exists():
         return
     if any(given.exists() and path.samefile(given) for given in inputs):

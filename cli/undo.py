@@ -12,7 +12,7 @@ from chansurg.cli.reporting import Report
 
 EXAMPLES = (
     "chansurg undo resnet50-pix.safetensors",
-    "chansurg undo resnet50-pix.safetensors --base downloads/resnet50.pth -o original.safetensors",
+    "chansurg undo resnet50-pix.safetensors --base downloads/resnet50.pth",
 )
 
 

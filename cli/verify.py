@@ -63,6 +63,14 @@ def _show(report: Report, a: str, b: str, document: Mapping[str, Any]) -> None:
     if document["first_difference"] is not None:
         out.print(f"\nThey part at {document['first_difference']}.")
     blocks = grid("block", ">relative error")
-    for block in document["blocks"]:
-        blocks.add_row(block["path"], f"{block['relative_error']:.3g}")
+    errors = {block["path"]: block["relative_error"] for block in document["blocks"]}
+    for path in errors if report.verbose else _innermost_blocks(list(errors)):
+        blocks.add_row(path, f"{errors[path]:.3g}")
     out.print(blocks)
+
+
+def _innermost_blocks(paths: list[str]) -> list[str]:
+    """Modules that hold layers and no further blocks, and the layers at the top: enough to see where an error grows."""
+    holding = {path.rpartition(".")[0] for path in paths} - {""}
+    outer = {path.rpartition(".")[0] for path in holding}
+    return [path for path in paths if (path in holding and path not in outer) or (path not in holding and "." not in path)]

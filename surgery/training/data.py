@@ -151,7 +151,8 @@ class Fit:
         if image.size == (self.width, self.height):
             return image
         resized = functional.resize(image, [self.resize], interpolation=self.interpolation)
-        return functional.center_crop(resized, [self.height, self.width])
+        cropped: Image.Image = functional.center_crop(resized, [self.height, self.width])
+        return cropped
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import chansurg
+from chansurg.recipes.pix import RECIPE
+from chansurg.surgery import recipe as registry
+from chansurg.surgery.recipe import option
+from tests.cli.conftest import Cli
+
+DOWNSCALE = ("--recipe", "pix", "--mode", "downscale", "--zeta", "2")
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_document_is_the_one_that_was_promised(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    ran = cli("convert", resnet20, *DOWNSCALE, "--json")
+    assert ran.code == 0
+    document = ran.document
+    assert list(document) == ["output", "recipe", "options", "edits", "skipped", "before", "after"]
+    assert document["output"] == "resnet20-pix.safetensors"
+    assert document["options"] == {"mode": "downscale", "zeta": 2, "operator": "pick-or-mix", "tau": 0.5, "subsets": "contiguous"}
+    assert {edit["op"] for edit in document["edits"]} == {"insert", "narrow"}
+    assert all(set(skip) == {"path", "reason"} for skip in document["skipped"])
+    for counts in (document["before"], document["after"]):
+        assert list(counts) == ["params", "macs", "ops", "memory_access"]
+        assert all(isinstance(count, int) for count in counts.values())
+    assert document["before"] == chansurg.inspect(chansurg.load(resnet20)).counts.as_json()
+    assert document["after"] == chansurg.inspect(chansurg.load(tmp_path / document["output"])).counts.as_json()
+    assert document["after"]["macs"] < 0.6 * document["before"]["macs"]
+    assert files(tmp_path) == ["resnet20-pix.safetensors"]
+
+
+def test_the_same_command_writes_the_same_bytes(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        assert cli("convert", resnet20, *DOWNSCALE, "-o", name).code == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert cli("convert", resnet20, *DOWNSCALE, "-o", "b.safetensors", "--seed", 1).code == 0
+    assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_dry_run_tells_the_same_and_writes_nothing(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    dry, wet = (cli("convert", resnet20, *DOWNSCALE, "--json", *more).document for more in (["--dry-run"], []))
+    assert dry["output"] is None
+    assert {**dry, "output": wet["output"]} == wet
+    os.remove(tmp_path / wet["output"])
+    shown = cli("convert", resnet20, *DOWNSCALE, "--dry-run")
+    assert "nothing was written" in shown.out
+    assert files(tmp_path) == []
+
+
+def test_what_is_shown(cli: Cli, resnet20: Path) -> None:
+    shown = cli("convert", resnet20, *DOWNSCALE).out
+    assert "layer1.0 … layer1.2  (3 alike)" in shown
+    assert "Conv2d 16 -> 32, 3x3, stride 2  =>  Conv2d 8 -> 32, 3x3, stride 2" in shown
+    assert "PickOrMix 16 -> 8" in shown
+    assert "it is the stem: conv1" in shown
+    assert "after / before" in shown
+    assert "18 sliced, 36 new, 0 removed" in shown
+    assert "wrote resnet20-pix.safetensors" in shown
+    every = cli("convert", resnet20, *DOWNSCALE, "-v").out
+    assert "layer1.1 " in every
+    assert "alike" not in every
+    assert cli("convert", resnet20, *DOWNSCALE, "-q").out == "resnet20-pix.safetensors\n"
+
+
+def test_an_architectures_name_means_fresh_weights_and_it_says_so(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("convert", "cifar/resnet20", *DOWNSCALE)
+    assert ran.code == 0
+    assert "fresh" in ran.err
+    assert files(tmp_path) == ["resnet20-pix.safetensors"]
+
+
+def test_a_converted_file_can_be_converted_again_and_keeps_its_history(cli: Cli, converted: Path, tmp_path: Path) -> None:
+    ran = cli("convert", converted, "--recipe", "pix", "--mode", "downscale", "--zeta", "2", "-o", "again.safetensors")
+    assert ran.code in (0, 1), ran.err
+    if ran.code == 0:
+        assert len(chansurg.history(tmp_path / "again.safetensors").journal) == 2
+    else:
+        assert files(tmp_path) == []
+
+
+def test_a_factory_of_the_users_own(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nprint('a network that talks')\ndef network():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4))\n"
+    )
+    ran = cli("convert", "mine:network", *DOWNSCALE, "--input-size", "5", "--json")
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.document["output"] == "network-pix.safetensors"
+    assert "talks" in ran.err
+    again = cli("inspect", "network-pix.safetensors", "--arch", "mine:network", "--json")
+    assert again.document["params"] == ran.document["after"]["params"]
+
+
+def test_the_input_is_never_overwritten(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    before = resnet20.read_bytes()
+    for target in (resnet20, os.path.relpath(resnet20, tmp_path)):
+        ran = cli("convert", resnet20, *DOWNSCALE, "-o", target, "--force")
+        assert ran.code == 2
+        assert "The output is the input" in ran.err
+    assert resnet20.read_bytes() == before
+
+
+def test_files_that_no_conversion_wrote_are_not_replaced_unasked(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.safetensors"
+    precious.write_text("years of work")
+    ran = cli("convert", resnet20, *DOWNSCALE, "-o", precious)
+    assert ran.code == 2
+    assert "--force" in ran.err
+    assert precious.read_text() == "years of work"
+    assert cli("convert", resnet20, *DOWNSCALE, "-o", precious, "--force").code == 0
+    assert cli("convert", resnet20, *DOWNSCALE, "-o", precious).code == 0
+
+
+@pytest.mark.parametrize("target", ["absent/out.safetensors", ".", "file.txt/out.safetensors"])
+def test_outputs_that_cannot_be(cli: Cli, resnet20: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.txt").write_text("a file")
+    monkeypatch.setattr("chansurg.surgery.opening.read_checkpoint", lambda *_, **__: pytest.fail("it was asked too late"))
+    ran = cli("convert", resnet20, *DOWNSCALE, "-o", target)
+    assert ran.code == 2
+    assert len(ran.err.splitlines()) == 4
+    assert files(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_that_is_not_writable(cli: Cli, resnet20: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: False if mode & os.W_OK else may(path, mode, **more))
+    ran = cli("convert", resnet20, *DOWNSCALE)
+    assert ran.code == 2
+    assert "cannot be written" in ran.err
+    assert files(tmp_path) == []
+
+
+def test_a_full_disk_leaves_nothing_and_is_no_usage_error(
+    cli: Cli, resnet20: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    ran = cli("convert", resnet20, *DOWNSCALE, "--json")
+    assert ran.code == 1
+    assert "full" in ran.document["error"]["what"]
+    assert files(tmp_path) == []
+
+
+def test_an_interrupt_while_writing_leaves_nothing(cli: Cli, resnet20: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    ran = cli("convert", resnet20, *DOWNSCALE)
+    assert (ran.code, ran.out) == (130, "")
+    assert len([line for line in ran.err.splitlines() if not line.startswith("note:")]) == 1
+    assert files(tmp_path) == []
+
+
+def test_a_conversion_that_finds_no_site_says_why_site_by_site(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("convert", "mobilenet_v2", "--recipe", "pix")
+    assert ran.code == 1
+    assert "found no site" in ran.err
+    projections = [line for line in ran.err.splitlines() if line.strip().startswith("features.") and ": " in line]
+    assert len(projections) >= 17
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--recipe", "nix"], "no recipe 'nix'"),
+        (["--recipe", "pix", "--zeta", "0"], "--zeta"),
+        (["--recipe", "pix", "--zeta", "-3"], "--zeta"),
+        (["--recipe", "pix", "--zeta", "two"], "--zeta"),
+        (["--recipe", "pix", "--mode", "sideways"], "--mode"),
+        (["--recipe", "pix", "--tau", "7"], "--tau"),
+        (["--recipe", "pix", "--mode", "downscale", "--input-size", "0"], "input size"),
+        (["--recipe", "pix", "--mode", "downscale", "--input-size", "a,b"], "input size"),
+        (["--recipe", "pix", "--mode", "downscale", "--arch", "cifar/resnet56"], "cifar/resnet56"),
+        (["--recipe", "pix", "--mode", "downscale", "--arch", "resnet5000"], "resnet5000"),
+        (["--recipe", "pix", "--mode", "downscale", "--arch", "absent_module:network"], "absent_module"),
+    ],
+)
+def test_options_that_cannot_be(cli: Cli, resnet20: Path, tmp_path: Path, arguments: list[str], told: str) -> None:
+    ran = cli("convert", resnet20, *arguments)
+    assert ran.code == 2, ran.err
+    error = [line for line in ran.err.splitlines() if not line.startswith("note:")]
+    assert told in "\n".join(error)
+    assert [line.split(":")[0].strip() for line in error if line.startswith(("error", "  where", "  not done", "  to do"))] == [
+        "error",
+        "where",
+        "not done",
+        "to do",
+    ]
+    assert "Traceback" not in ran.err
+    assert files(tmp_path) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherOptions:
+    zeta: str = option("7", "Something of another recipe.")
+    shrink: str = option("1/2", "How far.", metavar="FRACTION")
+    flip: bool = option(True, "Whether.")
+
+
+class Other(type(RECIPE)):  # type: ignore[misc]
+    name = "other"
+    Options = OtherOptions
+
+
+@pytest.fixture
+def two_recipes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    entries = [SimpleNamespace(name=recipe.name, load=lambda recipe=recipe: recipe) for recipe in (RECIPE, Other())]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries)
+    registry.recipes.cache_clear()
+    yield
+    registry.recipes.cache_clear()
+
+
+@pytest.mark.usefixtures("two_recipes")
+def test_an_option_of_another_recipe_is_a_usage_error_that_names_it(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    for given in (["--shrink", "1/2"], ["--no-flip"]):
+        ran = cli("convert", resnet20, *DOWNSCALE, *given)
+        assert ran.code == 2
+        assert "belongs to 'other'" in ran.err
+        assert files(tmp_path) == []
+
+
+@pytest.mark.usefixtures("two_recipes")
+def test_the_options_of_every_recipe_are_in_the_help(cli: Cli) -> None:
+    shown = cli("convert", "--help").out
+    assert "Options of other" in shown
+    assert "Options of other, pix" in shown
+    assert "FRACTION" in shown
+    assert "--no-flip" in shown

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import chansurg
+from chansurg.cli.reporting import Report
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for index in range(30):
+        target = folder / "val" / f"{index % 10}"
+        target.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(target / f"{index}.png")
+    return folder
+
+
+def test_inspect(cli: Cli, resnet20: Path) -> None:
+    document = cli("inspect", resnet20, "--json").document
+    assert document["architecture"] == "cifar/resnet20"
+    promised = {"architecture", "params", "macs", "ops", "memory_access", "sites", "skipped"}
+    assert promised <= set(document)
+    assert document["input_size"] == [3, 32, 32]
+    assert len(document["sites"]["pix"]) == 18
+    shown = cli("inspect", resnet20).out
+    assert all(text in shown for text in ("cifar/resnet20", "269,722", "layer2.0 … layer2.2", "16 channels", "it is the stem: conv1"))
+    assert cli("inspect", resnet20, "-q").out.startswith("cifar/resnet20  269.7 k params")
+
+
+def test_what_inspect_calls_the_architecture_arch_takes(cli: Cli, resnet20: Path) -> None:
+    name = cli("inspect", resnet20, "--json").document["architecture"]
+    assert cli("inspect", resnet20, "--arch", name, "--json").document["architecture"] == name
+
+
+def test_the_input_size_is_counted_at(cli: Cli, resnet20: Path) -> None:
+    small, large = (cli("inspect", resnet20, "--input-size", size, "--json").document for size in ("32", "3,64,64"))
+    assert large["input_size"] == [3, 64, 64]
+    assert large["macs"] > 3.9 * small["macs"]
+
+
+def test_evaluate(cli: Cli, resnet20: Path, converted: Path, pictures: Path) -> None:
+    for model in (resnet20, converted):
+        ran = cli("evaluate", model, "--data", pictures, "--json", "--workers", 0, "--device", "cpu")
+        assert ran.code == 0, ran.err
+        expected = chansurg.evaluate(chansurg.load(model), pictures)
+        assert ran.document == expected.as_json()
+        assert list(ran.document) == ["top1", "top5", "loss", "images"]
+
+
+def test_evaluate_shows_progress_in_plain_lines_where_there_is_no_terminal(cli: Cli, resnet20: Path, pictures: Path) -> None:
+    ran = cli("evaluate", resnet20, "--data", pictures, "--batch-size", 6, "--workers", 1)
+    assert "evaluating: 6 of 30 images" in ran.err
+    assert "\r" not in ran.err
+    assert "images a second" in ran.out
+    assert cli("evaluate", resnet20, "--data", pictures, "-q", "--workers", 0).err == ""
+
+
+def test_evaluate_on_data_that_is_not_there(cli: Cli, resnet20: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.zip").write_bytes(b"PK\3\4 cut short")
+    for arguments, told in (
+        (["--data", "absent"], "no such file"),
+        (["--data", "cut.zip"], "zip file cannot be read"),
+        (["--data", pictures, "--split", "test"], "Found: val"),
+        (["--data", pictures, "--device", "nowhere"], "cannot be used"),
+    ):
+        ran = cli("evaluate", resnet20, *arguments)
+        assert ran.code == 2, ran.err
+        assert told in ran.err
+        assert "Traceback" not in ran.err
+
+
+def test_verify_says_equal_and_exits_with_0(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    save_file(torch.load(resnet20), tmp_path / "copy.safetensors")
+    ran = cli("verify", resnet20, "copy.safetensors")
+    assert ran.code == 0
+    assert ran.out.startswith("the same function")
+    assert cli("verify", resnet20, "copy.safetensors", "--json").document["equal"] is True
+
+
+def test_verify_shows_where_two_networks_part_and_exits_with_1(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    state = torch.load(resnet20)
+    state["layer2.1.conv1.weight"] *= 1.5
+    save_file(state, tmp_path / "changed.safetensors")
+    ran = cli("verify", resnet20, "changed.safetensors")
+    assert ran.code == 1
+    assert "They part at layer2.1.conv1." in ran.out
+    rows = dict(line.split() for line in ran.out.splitlines() if line.startswith(("layer1.2 ", "layer2.1 ")))
+    assert float(rows["layer1.2"]) == 0 < float(rows["layer2.1"])
+    document = cli("verify", resnet20, "changed.safetensors", "--json")
+    assert document.code == 1
+    assert document.document["first_difference"] == "layer2.1.conv1"
+
+
+def test_diff(cli: Cli, resnet20: Path, converted: Path) -> None:
+    document = cli("diff", resnet20, converted, "--json").document
+    assert document["same_architecture"]
+    assert not document["same_journal"]
+    assert len(document["edits_only_in_b"]) == 36
+    assert len(document["reshaped"]) == 18
+    shown = cli("diff", resnet20, converted).out
+    assert "layer1.0.conv1.weight  [16, 16, 3, 3] => [16, 8, 3, 3]" in shown
+    assert "more; -v shows all" in shown
+    assert "more; -v" not in cli("diff", resnet20, converted, "-v").out
+    assert cli("diff", resnet20, resnet20, "-q").out.endswith("0 changed  0 reshaped  0 in one only\n")
+
+
+def test_history(cli: Cli, converted: Path) -> None:
+    ran = cli("history", converted)
+    assert ran.code == 0
+    for text in ("cifar/resnet20", "--mode downscale", "--zeta 2", "from resnet20.pth (sha256", "18 sliced, 36 new", "after / before"):
+        assert text in ran.out
+    document = cli("history", converted, "--json").document
+    assert document["architecture"] == "cifar/resnet20"
+    assert document["arguments"] == {"num_classes": 10}
+    assert document["journal"][0]["recipe"] == "pix"
+    assert "insert  layer1.0.conv1_pix" in cli("history", converted, "-v").out
+
+
+def test_history_of_a_file_that_has_none(cli: Cli, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, tmp_path / "plain.safetensors")
+    ran = cli("history", "plain.safetensors")
+    assert ran.code == 2
+    assert "no chansurg record" in ran.err
+    assert cli("history", "absent.safetensors").code == 2
+
+
+def test_undo_finds_the_very_file(cli: Cli, resnet20: Path, converted: Path, tmp_path: Path) -> None:
+    found = cli("undo", converted, "--json").document["output"]
+    assert Path(found).read_bytes() == resnet20.read_bytes()
+    assert list(tmp_path.iterdir()) == []
+    assert cli("undo", converted, "-o", "original.pth").code == 0
+    assert (tmp_path / "original.pth").read_bytes() == resnet20.read_bytes()
+    assert cli("undo", converted, "--base", converted).code == 2
+    assert cli("undo", converted, "-o", "original.pth").code == 2
+    assert cli("undo", converted, "-o", converted, "--force").code == 2
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    Report(as_json=True).result({"a": float("nan"), "b": [float("inf"), 1.5]}, line="", show=lambda: None)
+    assert capsys.readouterr().out == '{"a": null, "b": [null, 1.5]}\n'
