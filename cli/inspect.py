@@ -10,7 +10,7 @@ from rich.text import Text
 
 from chansurg.cli.convert import show_skipped
 from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, read_model
-from chansurg.cli.numbers import counts_table, large, path_list
+from chansurg.cli.numbers import by_reason, counts_table, large, path_list
 from chansurg.cli.reporting import Report, grid
 
 EXAMPLES = (
@@ -51,8 +51,8 @@ def _show(report: Report, model: str, document: Mapping[str, Any]) -> None:
     out.print(counts_table(document))
     if document["uncounted"]:
         out.print(f"not counted: {', '.join(document['uncounted'])}", style="yellow", soft_wrap=True)
-    for part in document["untraced"]:
-        out.print(f"not traced: {part['path'] or '(the network)'}: {part['reason']}", style="yellow", soft_wrap=True)
+    for reason, paths in by_reason(document["untraced"]).items():
+        out.print(f"not traced: {path_list(paths, limit=None if report.verbose else 3)}: {reason}", style="yellow", soft_wrap=True)
     _show_stages(report, document["stages"], document["blocks"])
     for recipe, sites in document["sites"].items():
         _show_sites(report, recipe, sites)
