@@ -10,6 +10,7 @@ import argparse
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -108,12 +109,14 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unpickle(file: Path, container: Container, *, trust_pickle: bool) -> Any:
-    mapped = container == "zip"
+    # torch.load maps files by name only, and goes by the name: a pickle called .safetensors is handed to it opened.
+    mapped = container == "zip" and file.suffix != ".safetensors"
     # Arguments and numpy's numbers lie beside the weights in many checkpoints; these types only hold values.
     with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()):
         warnings.simplefilter("ignore")
         try:
-            return torch.load(file, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
+            with nullcontext(file) if mapped else file.open("rb") as source:
+                return torch.load(source, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
         except (InputError, MemoryError):
             raise
         except Exception as error:

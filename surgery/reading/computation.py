@@ -18,8 +18,13 @@ from torch import Tensor, nn
 
 # The machinery of nn.Module; all that a network computes with lies elsewhere.
 _MACHINERY = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", "_non_persistent_buffers_set"}
-# What a network is called, where its weights are, how many classes it has.
-_LABELS = frozenset(["num_classes", "default_cfg", "pretrained_cfg", "head_cfg", "grad_checkpointing", "feature_info"])
+# What a network is called, where its weights are, how many classes it has; what its parameters were before training.
+_LABELS = frozenset(
+    [
+        *("num_classes", "default_cfg", "pretrained_cfg", "head_cfg", "grad_checkpointing", "feature_info", "_traits"),
+        *("init_values", "weight_init"),
+    ]
+)
 
 
 def computation(model: nn.Module) -> str:

@@ -31,15 +31,16 @@ def with_classes(architecture: Architecture, num_classes: int) -> Architecture:
     return Architecture(architecture.source, architecture.name, {**architecture.kwargs, "num_classes": num_classes})
 
 
-def learn_head(architecture: Architecture) -> tuple[Head, dict[str, Shape]] | None:
-    """The tensors that depend on the number of classes, and the shapes of all with seven classes.
+def learn_head(architecture: Architecture) -> tuple[Head, nn.Module] | None:
+    """The tensors that depend on the number of classes, and the network with seven classes, on the meta device.
 
     ``None`` where the builder takes no ``num_classes``, or where it changes which tensors there are.
     """
     try:
-        few, more = (shapes_of(build(with_classes(architecture, n))) for n in (_FEW, _MORE))
+        model, larger = (build(with_classes(architecture, n)) for n in (_FEW, _MORE))
     except InputError:
         return None
+    few, more = shapes_of(model), shapes_of(larger)
     if few.keys() != more.keys():
         return None
     head: Head = {}
@@ -52,7 +53,7 @@ def learn_head(architecture: Architecture) -> tuple[Head, dict[str, Shape]] | No
             if a != b:
                 factor = (b - a) // (_MORE - _FEW)
                 head.setdefault(name, []).append((dim, factor, a - factor * _FEW))
-    return head, few
+    return head, model
 
 
 def classes_in(head: Mapping[str, list[Rule]], shapes: Mapping[str, Shape]) -> int | None:

@@ -20,7 +20,7 @@ from chansurg.surgery.reading import cifar
 from chansurg.surgery.reading.builders import build, timm_is_installed, torchvision_names, variants
 from chansurg.surgery.reading.computation import computation
 from chansurg.surgery.reading.fingerprints import FILE, member_text, name_sample, of_network, packed, shape_sample
-from chansurg.surgery.reading.heads import Head, learn_head, shapes_of, with_classes
+from chansurg.surgery.reading.heads import Head, learn_head, shapes_of
 
 log = logging.getLogger(__name__)
 
@@ -49,26 +49,26 @@ def index_of(architectures: Iterable[Architecture]) -> dict[str, Any]:
     for architecture in architectures:
         try:
             if architecture.kwargs.get("num_classes") == 0:
-                built = build(architecture)
-                head: Head = {}
-                shapes = shapes_of(built)
+                head, built = Head(), build(architecture)
             else:
                 learnt = learn_head(architecture)
                 if learnt is None:
                     log.warning("left out: %s", member_text(architecture))
                     continue
-                head, shapes = learnt
-                built = build(with_classes(architecture, 7))
+                head, built = learnt
         except InputError as error:
             log.warning("left out: %s (%s)", member_text(architecture), error.what)
             continue
+        shapes = shapes_of(built)
         if head not in heads:
             heads.append(head)
         row = rows.setdefault(
             (of_network(shapes, head), heads.index(head)),
             {"tensors": len(shapes), "names": name_sample(shapes), "shapes": shape_sample(shapes, head), "groups": {}},
         )
-        row["groups"].setdefault(computation(built), []).append(member_text(architecture))
+        # Some of timm's have no head to leave out.
+        if not any(str(architecture) in group for group in row["groups"].values()):
+            row["groups"].setdefault(computation(built), []).append(member_text(architecture))
     entries = [
         [f"{total:x}", head, row["tensors"], packed(row["names"]), packed(row["shapes"]), list(row["groups"].values())]
         for (total, head), row in rows.items()

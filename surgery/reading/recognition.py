@@ -6,6 +6,7 @@ from names and shapes alone is asked, never guessed: networks of one library tha
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from chansurg.surgery.reading.computation import computation
 from chansurg.surgery.reading.fingerprints import Entry, Index, index_from_json, shipped_index, with_found_classes
 from chansurg.surgery.reading.fitting import Fit, compare, fit
 from chansurg.surgery.reading.indexing import index_of, indexed_architectures, library_versions
-from chansurg.surgery.reading.names import Shape, View, views
+from chansurg.surgery.reading.names import COUNTER, Shape, View, views
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,10 @@ class _Hit:
     classes: int | None
 
 
+_Near = tuple[int, str]
+"""How many differences, and which network is near, in words."""
+
+
 def recognise(shapes: Mapping[str, Shape], *, architecture: Architecture | None = None) -> Recognition:
     """The network that these tensors belong to.
 
@@ -68,11 +73,13 @@ def recognise(shapes: Mapping[str, Shape], *, architecture: Architecture | None 
         return _as_told(shapes, architecture)
     index = shipped_index()
     found = _by_index(shapes, index)
-    if found is None:
-        found = _by_index(shapes, _index_of_newer_networks(index))
     if found is not None:
         return found
-    return _by_resemblance(shapes, index)
+    near: list[_Near] = []
+    found = _by_resemblance(shapes, index, near) or _by_index(shapes, _index_of_newer_networks())
+    if found is not None:
+        return found
+    raise _none_fits(near)
 
 
 def _as_told(shapes: Mapping[str, Shape], architecture: Architecture) -> Recognition:
@@ -145,8 +152,18 @@ def _regrouped(members: Iterable[Architecture]) -> list[list[Architecture]]:
 
 def _settle(shapes: Mapping[str, Shape], hit: _Hit, groups: list[list[Architecture]], copies: int) -> Recognition | None:
     """Build and check; ask where several fit and differ."""
+    listed = [min(group, key=_plainness) for group in groups]
+    group, chosen = groups[0], listed[0]
+    architecture = with_found_classes(chosen, hit.classes)
+    try:
+        found = compare(architecture, build(architecture), hit.view, shapes)
+    except InputError:
+        return None
+    # A body without its own head, and somebody else's head beside it: what is left out would be the classifier.
+    loses_head = architecture.kwargs.get("num_classes") == 0 and any(not key.endswith(COUNTER) for key in found.beside)
+    if found.differences or loses_head:
+        return None
     if len(groups) > 1:
-        listed = [min(group, key=_plainness) for group in groups]
         raise InputError(
             f"{len(groups)} architectures have exactly these names and shapes and compute differently: "
             f"{', '.join(map(str, listed[:12]))}{' …' if len(listed) > 12 else ''}.",
@@ -154,15 +171,6 @@ def _settle(shapes: Mapping[str, Shape], hit: _Hit, groups: list[list[Architectu
             not_done=_NOT_DONE,
             to_do=f"say which one it is: --arch {listed[0]}",
         )
-    (group,) = groups
-    chosen = min(group, key=_plainness)
-    architecture = with_found_classes(chosen, hit.classes)
-    try:
-        found = compare(architecture, build(architecture), hit.view, shapes)
-    except InputError:
-        return None
-    if found.differences:
-        return None
     notes: list[str] = []
     if len(group) > 1:
         others = ", ".join(str(a) for a in group if a != chosen)
@@ -187,6 +195,8 @@ def _recognition(found: Fit, notes: Iterable[str]) -> Recognition:
         told.append(f"the names' prefix '{found.view.prefix}' was taken off")
     if found.view.rewritten == "older names":
         told.append("the names are those of an older release of the library, and were translated")
+    if found.beside:
+        told.append(f"tensors beside the network were left out: {', '.join(found.beside[:4])}{' …' if len(found.beside) > 4 else ''}")
     architecture = found.architecture
     if architecture.source == "torchvision" and architecture.name in _OWN_NORMALISATION and not architecture.kwargs.get("transform_input"):
         told.append(
@@ -196,8 +206,10 @@ def _recognition(found: Fit, notes: Iterable[str]) -> Recognition:
     return Recognition(architecture, dict(found.names), found.beside, tuple(told))
 
 
-def _index_of_newer_networks(index: Index) -> Index:
+@functools.cache
+def _index_of_newer_networks() -> Index:
     """Networks that the installed libraries have and the shipped index has not, within a bounded time."""
+    index = shipped_index()
     versions = library_versions()
     if versions.items() <= dict(index.versions).items():
         return Index({}, (), {})
@@ -207,20 +219,21 @@ def _index_of_newer_networks(index: Index) -> Index:
     return index_from_json({**index_of(unknown), "versions": versions})
 
 
-def _by_resemblance(shapes: Mapping[str, Shape], index: Index) -> Recognition:
-    """The nearest networks, built and compared name by name: one may fit with an argument that no index can list."""
+def _by_resemblance(shapes: Mapping[str, Shape], index: Index, near: list[_Near]) -> Recognition | None:
+    """The nearest networks, built and compared name by name: one may fit with an argument that no index can list.
+
+    Those that do not fit are added to ``near``.
+    """
     ranked: list[tuple[float, Entry]] = []
     for level in views(shapes):
         for view in level:
             if 2 * len(view.keys) >= len(shapes):
                 ranked += index.nearest(view.shapes(shapes))[:_NEAREST_TRIED]
     ranked.sort(key=lambda pair: -pair[0])
-    tried: list[Fit] = []
-    missing_timm: Architecture | None = None
     for entry in list({id(entry): entry for _, entry in ranked}.values())[:_NEAREST_TRIED]:
         groups = _available(entry, index)
         if not groups:
-            missing_timm = missing_timm or entry.members[0][0]
+            near.append((len(shapes), f"{entry.members[0][0]} is near, and timm is not installed"))
             continue
         candidate = min(groups[0], key=_plainness)
         try:
@@ -228,12 +241,12 @@ def _by_resemblance(shapes: Mapping[str, Shape], index: Index) -> Recognition:
         except InputError:
             continue
         if not found.differences and 2 * len(found.names) >= len(shapes):
-            hit = _Hit(found.view, entry, None)
-            settled = _settle_adapted(shapes, hit, found, groups)
+            settled = _settle_adapted(shapes, _Hit(found.view, entry, None), found, groups)
             if settled is not None:
                 return settled
-        tried.append(found)
-    raise _none_fits(tried, missing_timm)
+        differences = found.differences or tuple(f"{key} would be left out" for key in found.beside)
+        near.append((len(differences), f"{found.architecture} is near: {_some(differences)}"))
+    return None
 
 
 def _settle_adapted(shapes: Mapping[str, Shape], hit: _Hit, found: Fit, groups: list[list[Architecture]]) -> Recognition | None:
@@ -248,13 +261,10 @@ def _settle_adapted(shapes: Mapping[str, Shape], hit: _Hit, found: Fit, groups: 
     )
 
 
-def _none_fits(tried: list[Fit], missing_timm: Architecture | None) -> InputError:
-    tried.sort(key=lambda found: len(found.differences))
-    told = [f"{found.architecture} is near: {_some(found.differences)}" for found in tried[:2]]
-    if missing_timm is not None and not tried:
-        told.append(f"{missing_timm} is near, and timm is not installed")
+def _none_fits(near: list[_Near]) -> InputError:
+    told = dict.fromkeys(text for _, text in sorted(near)[:2])
     return InputError(
-        "The tensors are those of no known architecture. " + "; ".join(told) + ("." if told else ""),
+        f"The tensors are those of no known architecture. {'; '.join(told)}{'.' if told else ''}".rstrip(),
         where="the names and shapes of the file's tensors",
         not_done=_NOT_DONE,
         to_do="name a function of your own that builds it: --arch package.module:factory",
