@@ -55,7 +55,7 @@ def perform(
     hashes: dict[str, str] = {}
     for owner, concrete in signatures.items():
         try:
-            graphs[owner] = trace_forward(network.get_submodule(owner), owner, concrete)
+            graphs[owner] = trace_forward(_module(network, owner), owner, concrete)
             hashes[owner] = graph_hash(graphs[owner])
         except TraceFailure:
             hashes[owner] = ""
@@ -67,7 +67,7 @@ def perform(
             case Swap():
                 _swap(network, edit, seed)
             case Narrow():
-                narrow(network.get_submodule(edit.path), edit.path, edit.in_channels, edit.out_channels)
+                narrow(_module(network, edit.path), edit.path, edit.in_channels, edit.out_channels)
             case Insert():
                 graph, node = _locate(graphs, edit.before)
                 _insert(network, edit, graph, node, seed)
@@ -86,18 +86,31 @@ def _locate(graphs: Mapping[str, fx.Graph], address: Address) -> tuple[fx.Graph,
     graph = graphs.get(address.owner)
     node = None if graph is None else find_call(graph, address)
     if graph is None or node is None:
-        raise Refusal(
-            f"The call {address.path} was not found in the forward of {address.owner or 'the network'}.",
-            where=address.path,
-            not_done="The network was not converted.",
-            to_do="Leave this site out.",
-        )
+        raise _refuse(f"The call {address.path} was not found in the forward of {address.owner or 'the network'}.", address.path)
     return graph, node
+
+
+def _module(network: nn.Module, path: str) -> nn.Module:
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        raise _refuse(f"{type(network).__name__} has no module {path!r}.", path) from None
+
+
+def _refuse(what: str, path: str) -> Refusal:
+    return Refusal(
+        what,
+        where=path or "(the network)",
+        not_done="The network was not converted.",
+        to_do="Carry out the plan on the network that it was made for.",
+    )
 
 
 def _swap(network: nn.Module, edit: Swap, seed: int | None) -> None:
     parent_path, _, name = edit.path.rpartition(".")
-    old = network.get_submodule(edit.path)
+    old = _module(network, edit.path)
+    if old is network:
+        raise _refuse("The network as a whole cannot give way to a layer.", edit.path)
     layer = build_layer(edit.layer, edit.path, seed, _home(old, network))
     layer.train(old.training)
     setattr(network.get_submodule(parent_path), name, layer)
@@ -106,12 +119,7 @@ def _swap(network: nn.Module, edit: Swap, seed: int | None) -> None:
 def _insert(network: nn.Module, edit: Insert, graph: fx.Graph, node: fx.Node, seed: int | None) -> None:
     owner = network.get_submodule(edit.before.owner)
     if hasattr(owner, edit.name):
-        raise Refusal(
-            f"{edit.path} exists already.",
-            where=edit.path,
-            not_done="The network was not converted.",
-            to_do="Convert the original instead.",
-        )
+        raise _refuse(f"{edit.path} exists already.", edit.path)
     anchor = owner.get_submodule(str(node.target)) if node.op == "call_module" else owner
     layer = build_layer(edit.layer, edit.path, seed, _home(anchor, network))
     layer.train(owner.training)

@@ -6,12 +6,17 @@ keyword arguments. Its text form is what ``--arch`` takes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+KEYWORDS = ("num_classes", "aux_logits", "aux_loss", "transform_input", "in_chans", "img_size", "image_size")
+"""Builders' keyword arguments that are written to files and taken from them."""
+_LARGEST, _FEW = 2**20, 3
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,20 @@ class Architecture:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Architecture:
-        """Inverse of :meth:`as_json`."""
-        return cls(str(data["source"]), str(data["name"]), dict(data.get("kwargs", {})))
+        """Inverse of :meth:`as_json`, for data that anybody may have written.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: where the data does not have that form, or names an argument that is not one
+                of those which only say how large a network is: builders take others that fetch or read files.
+        """
+        kwargs = dict(data["kwargs"])
+        for name, value in kwargs.items():
+            sizes = value if isinstance(value, list) and len(value) <= _FEW else [value]
+            if name not in KEYWORDS or not all(isinstance(size, bool | int) and 0 <= size <= _LARGEST for size in sizes):
+                raise ValueError(f"{str(name)[:40]}={str(value)[:40]} is not an argument that a file may give to a builder")
+        if not isinstance(data["source"], str) or not isinstance(data["name"], str):
+            raise TypeError("its source or its name is not a text")
+        return cls(data["source"], data["name"], kwargs)
 
 
 @dataclass(frozen=True)
@@ -74,10 +91,13 @@ class Preprocessing:
     def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
         """Inverse of :meth:`as_json`."""
         channels, height, width = (int(n) for n in data["input_size"])
+        mean, std = (tuple(float(x) for x in data[name]) for name in ("mean", "std"))
+        if not all(1 <= size <= _LARGEST for size in (channels, height, width)) or not all(map(math.isfinite, mean + std)):
+            raise ValueError("its input size or normalisation is impossible")
         return cls(
             (channels, height, width),
-            tuple(float(x) for x in data["mean"]),
-            tuple(float(x) for x in data["std"]),
+            mean,
+            std,
             None if data.get("resize") is None else int(data["resize"]),
             str(data.get("interpolation", "bilinear")),
         )

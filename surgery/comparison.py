@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from chansurg.surgery.provenance import record_of
+from chansurg.surgery.provenance import record_of, unwrapped
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Difference:
         tensors_only_in_a: names.
         tensors_only_in_b: names.
         reshaped: ``{"name", "a", "b"}`` with both shapes.
-        changed: ``{"name", "max_abs_difference"}`` for tensors of one shape and different values.
+        changed: ``{"name", "max_abs_difference"}`` for tensors of one shape and other values or dtype; ``None`` where not finite.
         equal: how many tensors are the same to the bit.
     """
 
@@ -42,12 +44,16 @@ class Difference:
         return dict(vars(self))
 
 
+def _same_numbers(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b.to(a.device), rtol=0, atol=0, equal_nan=True) if a.is_floating_point() else torch.equal(a, b.to(a.device))
+
+
 def diff(a: nn.Module, b: nn.Module) -> Difference:
     """Compare two networks' records and tensors."""
     record_a, record_b = record_of(a), record_of(b)
     edits_a, edits_b = ([edit.as_json() for entry in record.journal for edit in entry.edits] for record in (record_a, record_b))
     keys_a, keys_b = ([json.dumps(edit, sort_keys=True) for edit in edits] for edits in (edits_a, edits_b))
-    state_a, state_b = a.state_dict(), b.state_dict()
+    state_a, state_b = unwrapped(a).state_dict(), unwrapped(b).state_dict()
     reshaped, changed, equal = [], [], 0
     for name, tensor in state_a.items():
         other = state_b.get(name)
@@ -56,9 +62,9 @@ def diff(a: nn.Module, b: nn.Module) -> Difference:
         if tensor.shape != other.shape:
             reshaped.append({"name": name, "a": list(tensor.shape), "b": list(other.shape)})
             continue
-        gap = (tensor.double() - other.double()).abs().max().item() if tensor.numel() else 0.0
-        if gap or tensor.dtype != other.dtype:
-            changed.append({"name": name, "max_abs_difference": gap})
+        if tensor.dtype != other.dtype or not _same_numbers(tensor, other):
+            gap = (tensor.double() - other.double().to(tensor.device)).abs().max().item() if tensor.numel() else 0.0
+            changed.append({"name": name, "max_abs_difference": gap if math.isfinite(gap) else None})
         else:
             equal += 1
     return Difference(

@@ -12,7 +12,7 @@ from chansurg.surgery.counting import count
 from chansurg.surgery.errors import Refusal
 from chansurg.surgery.journal import Entry
 from chansurg.surgery.plan import Plan, Skip
-from chansurg.surgery.provenance import attach, library_versions, record_of, with_input_size
+from chansurg.surgery.provenance import attach, library_versions, record_of, refuse_wrapped, with_input_size
 from chansurg.surgery.recipe import find_recipe
 from chansurg.surgery.survey import survey
 
@@ -27,9 +27,10 @@ def plan(model: nn.Module, recipe: str, *, input_size: tuple[int, ...] | None = 
         options: the recipe's options.
 
     Raises:
-        InputError: for an unknown recipe or option, or an impossible input size.
+        InputError: for an unknown recipe or option, an impossible input size, or a network wrapped in DataParallel and the like.
         Refusal: where the recipe applies nowhere; it lists every candidate with the reason.
     """
+    refuse_wrapped(model)
     chosen = find_recipe(recipe)
     values = chosen.options(options)
     record = with_input_size(record_of(model), input_size)
@@ -66,8 +67,10 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, seed: int = 0,
         The rewritten network, with one more journal entry.
 
     Raises:
+        InputError: for a network wrapped in DataParallel and the like.
         Refusal: where an edit cannot be made.
     """
+    refuse_wrapped(model)
     record = with_input_size(record_of(model), input_size)
     size = record.preprocessing.input_size
     before = count(model, size)

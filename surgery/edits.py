@@ -16,9 +16,12 @@ several places. No torch is imported here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+", re.ASCII)
 
 
 @dataclass(frozen=True, order=True)
@@ -50,7 +53,7 @@ class Address:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Address:
         """Inverse of :meth:`as_json`."""
-        return cls(str(data["owner"]), str(data["operation"]), int(data.get("call", 0)))
+        return cls(_text(data["owner"]), _text(data["operation"]), _whole(data["call"]))
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class LayerSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerSpec:
         """Inverse of :meth:`as_json`."""
-        return cls(str(data["kind"]), dict(data["arguments"]))
+        return cls(_text(data["kind"]), dict(data["arguments"]))
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ class Insert:
     name: str
     layer: LayerSpec
     op: ClassVar[str] = "insert"
+
+    def __post_init__(self) -> None:
+        """The name becomes part of generated code, so nothing but a plain name will do."""
+        if not _PLAIN_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name[:80]!r} is not a name for a layer")
 
     @property
     def path(self) -> str:
@@ -151,24 +159,36 @@ class Narrow:
 Edit = Swap | Insert | Bypass | Narrow
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is not a text")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{value!r:.80} is not a count")
+    return value
+
+
 def _indices(values: Any) -> tuple[int, ...] | None:
-    return None if values is None else tuple(int(i) for i in values)
+    return None if values is None else tuple(_whole(i) for i in values)
 
 
 def edit_from_json(data: Mapping[str, Any]) -> Edit:
     """Read one edit back from JSON values.
 
     Raises:
-        ValueError: for an operation this version does not know.
+        ValueError, TypeError, KeyError: for an operation this version does not know, or data that is not of its form.
     """
     match data["op"]:
         case Swap.op:
-            return Swap(str(data["path"]), LayerSpec.from_json(data["layer"]))
+            return Swap(_text(data["path"]), LayerSpec.from_json(data["layer"]))
         case Insert.op:
-            return Insert(Address.from_json(data["before"]), str(data["name"]), LayerSpec.from_json(data["layer"]))
+            return Insert(Address.from_json(data["before"]), _text(data["name"]), LayerSpec.from_json(data["layer"]))
         case Bypass.op:
             return Bypass(Address.from_json(data["at"]))
         case Narrow.op:
-            return Narrow(str(data["path"]), _indices(data.get("in_channels")), _indices(data.get("out_channels")))
+            return Narrow(_text(data["path"]), _indices(data.get("in_channels")), _indices(data.get("out_channels")))
         case other:
             raise ValueError(f"unknown edit {other!r}")

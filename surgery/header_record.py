@@ -42,7 +42,7 @@ def record_in_header(metadata: Mapping[str, str], path: str | PathLike[str]) -> 
     try:
         data = json.loads(metadata[KEY])
         schema = data["schema"]
-        if isinstance(schema, int) and schema > SCHEMA:
+        if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
             raise InputError(
                 f"The file has schema {schema}; this version of chansurg reads up to {SCHEMA}.",
                 where=str(path),

@@ -87,23 +87,35 @@ class Entry:
             raise ValueError(f"unknown journal entry {data['kind']!r}")
         tensors, parent = data["tensors"], data["parent"]
         return cls(
-            recipe=str(data["recipe"]),
+            recipe=_text(data["recipe"]),
             version=int(data["version"]),
             options=dict(data["options"]),
             seed=int(data["seed"]),
             edits=tuple(edit_from_json(edit) for edit in data["edits"]),
             signatures={str(path): dict(values) for path, values in data["signatures"].items()},
-            graphs={str(path): str(digest) for path, digest in data["graphs"].items()},
-            libraries={str(name): str(version) for name, version in data["libraries"].items()},
-            sliced=tuple(tensors["sliced"]),
-            new=tuple(tensors["new"]),
-            removed=tuple(tensors["removed"]),
+            graphs={path: _text(digest) for path, digest in data["graphs"].items()},
+            libraries={name: _text(version) for name, version in data["libraries"].items()},
+            sliced=_texts(tensors["sliced"]),
+            new=_texts(tensors["new"]),
+            removed=_texts(tensors["removed"]),
             before={str(k): int(v) for k, v in data["before"].items()},
             after={str(k): int(v) for k, v in data["after"].items()},
             verdict=None if data["verdict"] is None else dict(data["verdict"]),
-            parent_file=parent["file"],
-            parent_sha256=parent["sha256"],
+            parent_file=None if parent["file"] is None else _text(parent["file"]),
+            parent_sha256=None if parent["sha256"] is None else _text(parent["sha256"]),
         )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is not a text")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r:.80} is not a list")
+    return tuple(_text(value) for value in values)
 
 
 @dataclass(frozen=True)
@@ -150,12 +162,12 @@ class Record:
         Raises:
             ValueError, KeyError, TypeError, AttributeError: where the data does not have that form.
         """
-        if data["schema"] != SCHEMA:
+        if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
             raise ValueError(f"schema {data['schema']!r}")
         names = data["class_names"]
         return cls(
             architecture=None if data["architecture"] is None else Architecture.from_json(data["architecture"]),
             preprocessing=Preprocessing.from_json(data["preprocessing"]),
-            class_names=None if names is None else tuple(str(name) for name in names),
+            class_names=None if names is None else _texts(names),
             journal=tuple(Entry.from_json(entry) for entry in data["journal"]),
         )

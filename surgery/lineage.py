@@ -26,7 +26,8 @@ def history(path: str | os.PathLike[str]) -> Record:
 def undo(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None, output: str | os.PathLike[str] | None = None) -> Path:
     """Give back exactly the file that the last conversion started from.
 
-    It is known by its hash, so nothing but that very file will do. It is looked for beside the converted file, or named.
+    It is known by its hash, so nothing but that very file will do. It is looked for beside the converted file, or named. Where several
+    conversions were made in memory one after the other, it is the file that the first of them started from.
 
     Args:
         path: a converted file.
@@ -45,8 +46,8 @@ def undo(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = 
         raise InputError(
             "Nothing was done to this network.", where=str(path), not_done="Nothing was undone.", to_do="There is nothing to do."
         )
-    entry = record.journal[-1]
-    wanted, name = entry.parent_sha256, entry.parent_file
+    known = [(entry.parent_sha256, entry.parent_file) for entry in record.journal if entry.parent_sha256 is not None]
+    wanted, name = known[-1] if known else (None, None)
     if wanted is None:
         raise Refusal(
             "This network was not converted from a file, so there is no parent file.",
@@ -64,6 +65,13 @@ def undo(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = 
     return target
 
 
+def _sha256_or_none(file: Path) -> str | None:
+    try:
+        return file_sha256(file)
+    except InputError:  # an empty or unreadable file beside it is not the parent
+        return None
+
+
 def _find(path: Path, wanted: str, name: str | None, base: Path | None) -> Path:
     if base is not None:
         if file_sha256(existing_file(base)) == wanted:
@@ -77,7 +85,7 @@ def _find(path: Path, wanted: str, name: str | None, base: Path | None) -> Path:
     folder = path.resolve().parent
     beside = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: (file.name != name, file.name))
     for file in beside:
-        if (file.name == name or file.suffix == Path(name or "").suffix) and file_sha256(file) == wanted:
+        if (file.name == name or file.suffix == Path(name or "").suffix) and _sha256_or_none(file) == wanted:
             return file
     raise Refusal(
         f"The file that {path.name} was made from{f' ({name})' if name else ''} is not beside it.",

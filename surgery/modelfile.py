@@ -20,19 +20,27 @@ from torch import Tensor, nn
 
 from chansurg.surgery.applying import ChangedUnderneath, perform
 from chansurg.surgery.architecture import Architecture
-from chansurg.surgery.errors import ChansurgError, InputError
+from chansurg.surgery.errors import ChansurgError, InputError, Refusal
 from chansurg.surgery.header_record import KEY, record_in_header
 from chansurg.surgery.journal import Record
-from chansurg.surgery.provenance import attach, record_of
+from chansurg.surgery.likeness import differences
+from chansurg.surgery.memory_format import is_channels_last, to_channels_last
+from chansurg.surgery.provenance import attach, record_of, unwrapped
+from chansurg.surgery.reading.builders import build
 from chansurg.surgery.reading.checkpoint import Checkpoint
+from chansurg.surgery.reading.heads import with_classes
 from chansurg.surgery.reading.weights import build_with_tensors
-from chansurg.surgery.writing import write_whole
+from chansurg.surgery.writing import check_target, write_whole
+
+_DAMAGED = "The file may be damaged: take another copy, or convert the original again."
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a network and its record to one safetensors file.
 
-    The same network gives the same bytes. Dtypes are kept, tied tensors are stored once, ``channels_last`` is noted.
+    The same network gives the same bytes. Dtypes are kept, tied tensors are stored once, ``channels_last`` is noted. Of a network
+    wrapped in DataParallel and the like, the network inside is written. A last layer for another number of classes is noted; a network
+    that was changed in any other way since it was loaded or converted is refused: its file would give back another network or none.
 
     Args:
         model: a network from :func:`load` or :func:`convert`, or any module.
@@ -40,17 +48,73 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         InputError: where the target's folder does not exist or cannot be written to.
-        Refusal: where the disk is full or fails.
+        Refusal: where the network is no longer what its record says, or holds more than tensors; where the disk is full or fails.
     """
     target = Path(path)
-    record = record_of(model)
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    check_target(target)
+    network = unwrapped(model)
+    record = _true_record(network, target)
+    state = _tensors(network, target)
     tied = _ties(state)
-    channels_last = sorted(name for name, tensor in state.items() if name not in tied and _is_channels_last(tensor))
-    header = {**record.as_json(), "tied": tied, "channels_last": channels_last}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items() if name not in tied}
+    tensors = {name: tensor for name, tensor in state.items() if name not in tied}
+    header = {**record.as_json(), "tied": tied, "channels_last": sorted(name for name in tensors if is_channels_last(tensors[name]))}
+    tensors = _apart({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
     write_whole(target, lambda temporary: save_file(tensors, temporary, metadata={KEY: text}))
+
+
+def _true_record(network: nn.Module, target: Path) -> Record:
+    """The record, if loading by it gives this network; with the right number of classes where only that was changed.
+
+    A network of the caller's own is theirs to build again, so there is nothing to compare it with.
+
+    Raises:
+        Refusal: where it would give another network.
+    """
+    record = record_of(network)
+    base = record.architecture
+    if base is None or base.source == "factory":
+        return record
+    told = differences(network, replay(build(base), record, target))
+    if not told:
+        return record
+    for classes in sorted({tensor.shape[0] for tensor in network.state_dict(keep_vars=True).values() if 1 <= tensor.ndim <= 4}):
+        if not any(f" is [{classes}]" in line or f" is [{classes}, " in line for line in told):
+            continue
+        changed = replace(record, architecture=with_classes(base, classes), class_names=None)
+        try:
+            if not differences(network, replay(build(with_classes(base, classes)), record, target)):
+                return changed
+        except InputError:
+            continue
+    more = f" (and {len(told) - 4} more)" if len(told) > 4 else ""
+    raise Refusal(
+        f"The network was changed since it was loaded or converted, and its file would not give it back: {'; '.join(told[:4])}{more}.",
+        where=str(target),
+        not_done="Nothing was written.",
+        to_do="Undo the change; or keep the weights with torch.save(model.state_dict(), …), build the changed network in a function of your "
+        "own, load them with arch='package.module:factory', and convert that.",
+    )
+
+
+def _tensors(network: nn.Module, target: Path) -> dict[str, Tensor]:
+    """The state dict, detached.
+
+    Raises:
+        Refusal: where it holds something else than tensors with numbers.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+            kind = "on the meta device, without numbers" if isinstance(value, Tensor) and value.is_meta else f"a {type(value).__name__}"
+            raise Refusal(
+                f"{name} is {kind}, and a model file holds dense tensors.",
+                where=str(target),
+                not_done="Nothing was written.",
+                to_do="Save a network whose state dict holds nothing but dense tensors.",
+            )
+        state[name] = value.detach()
+    return state
 
 
 def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -68,8 +132,14 @@ def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
     return tied
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors with those that overlap in memory copied, since the file format knows no overlap."""
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.numel() and tensor.data_ptr() < end:
+            tensors[name] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+    return tensors
 
 
 def load_converted(checkpoint: Checkpoint, architecture: Architecture | None) -> nn.Module:
@@ -96,12 +166,20 @@ def load_converted(checkpoint: Checkpoint, architecture: Architecture | None) ->
         )
     tensors = dict(checkpoint.tensors)
     for name in layout.channels_last:
-        if name in tensors and tensors[name].ndim == 4:
-            tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
+        if name in tensors:
+            tensors[name] = to_channels_last(tensors[name])
     for name, stored in layout.tied.items():
         if stored in tensors:
             tensors[name] = tensors[stored]
-    model = build_with_tensors(base, tensors, prepare=lambda skeleton: replay(skeleton, record, checkpoint.path))
+    try:
+        model = build_with_tensors(base, tensors, prepare=lambda skeleton: replay(skeleton, record, checkpoint.path))
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{base} could not be built with the arguments in the file's record: {_first_line(error)}",
+            where=str(checkpoint.path),
+            not_done="It was not loaded.",
+            to_do=_DAMAGED,
+        ) from error
     return attach(model, replace(record, architecture=base, file=checkpoint.path.name, sha256=checkpoint.sha256))
 
 
@@ -122,16 +200,19 @@ def replay(skeleton: nn.Module, record: Record, path: Path) -> nn.Module:
                 not_done="It was not loaded: its edits could land in the wrong place.",
                 to_do=f"Install {written}, or convert the original again.",
             ) from None
-        except InputError:
-            raise
-        except (ChansurgError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (ChansurgError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+            known = isinstance(error, InputError)
             raise InputError(
-                f"The journal does not fit the network: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                f"The journal {'cannot be repeated' if known else 'does not fit the network'}: {_first_line(error)}",
                 where=f"{path}, journal entry {entry.recipe}",
                 not_done="It was not loaded.",
-                to_do="The file may be damaged; convert the original again.",
+                to_do=error.to_do if isinstance(error, InputError) else _DAMAGED,
             ) from error
     return skeleton
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _named_by_user(record: Record, architecture: Architecture | None, path: Path) -> Architecture:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from chansurg.surgery.errors import Refusal
+from chansurg.surgery.memory_format import is_channels_last, to_channels_last
 
 Indices = Sequence[int]
 
@@ -25,12 +26,41 @@ def narrow(module: nn.Module, path: str, in_channels: Indices | None, out_channe
         out_channels: likewise for the output; for norms and depthwise convolutions these are the channels.
 
     Raises:
-        Refusal: for a layer that cannot be narrowed like that.
+        Refusal: for a layer that cannot be narrowed like that. The layer is then as it was.
     """
     handler = _handler(module)
     if handler is None:
         raise refuse(path, f"{type(module).__name__} has no rule for being narrowed")
+    if "weight" not in module._parameters and "weight" not in module._buffers:
+        raise refuse(path, "its weight is computed from other tensors (a parametrization, or a pruning mask)")
+    width_in, width_out = _widths(module)
+    _check_indices(path, "input", in_channels, width_in)
+    _check_indices(path, "output", out_channels, width_out)
     handler(module, path, in_channels, out_channels)
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    """Input and output channels as they are now; for a norm both are its channels."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.in_channels, module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[-1], module.normalized_shape[-1]
+    channels = next((t.shape[0] for name in ("weight", "running_mean") if (t := getattr(module, name, None)) is not None), None)
+    channels = int(getattr(module, "num_features", 0)) if channels is None else channels
+    return channels, channels
+
+
+def _check_indices(path: str, side: str, indices: Indices | None, width: int) -> None:
+    if indices is None:
+        return
+    if not indices:
+        raise refuse(path, f"no {side} channel would be left")
+    if min(indices) < 0 or max(indices) >= width:
+        raise refuse(path, f"it has {width} {side} channels, and channel {min(indices) if min(indices) < 0 else max(indices)} was named")
+    if len(set(indices)) != len(indices):
+        raise refuse(path, f"an {side} channel was named twice")
 
 
 def can_narrow(module: nn.Module) -> bool:
@@ -67,8 +97,8 @@ def _select(module: nn.Module, name: str, axis: int, indices: Indices) -> None:
         return
     index = torch.tensor(list(indices), dtype=torch.long, device=tensor.device)
     kept = tensor.detach().index_select(axis, index)
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        kept = kept.contiguous(memory_format=torch.channels_last)
+    if is_channels_last(tensor):
+        kept = to_channels_last(kept)
     if isinstance(tensor, nn.Parameter):
         setattr(module, name, nn.Parameter(kept, requires_grad=tensor.requires_grad))
     else:
@@ -92,7 +122,7 @@ def _narrow_conv(module: nn.Module, path: str, in_channels: Indices | None, out_
     if in_channels is not None:
         per_group = module.in_channels // module.groups
         groups = [[i % per_group for i in in_channels if i // per_group == group] for group in range(module.groups)]
-        if len({len(group) for group in groups}) != 1:
+        if len({len(group) for group in groups}) != 1 or list(in_channels) != sorted(in_channels, key=lambda i: i // per_group):
             raise refuse(path, f"its {module.groups} groups would keep unequal numbers of input channels")
         if module.groups == 1:
             _select(module, "weight", 1, in_channels)
@@ -113,7 +143,8 @@ def _select_per_group(module: nn.modules.conv._ConvNd, groups: Sequence[Indices]
     weight = module.weight
     rows = weight.detach().chunk(module.groups, 0)
     kept = [row.index_select(1, torch.tensor(list(group), device=weight.device)) for row, group in zip(rows, groups, strict=True)]
-    module.weight = nn.Parameter(torch.cat(kept, 0), requires_grad=weight.requires_grad)
+    joined = torch.cat(kept, 0)
+    module.weight = nn.Parameter(to_channels_last(joined) if is_channels_last(weight) else joined, requires_grad=weight.requires_grad)
 
 
 def _narrow_linear(module: nn.Module, path: str, in_channels: Indices | None, out_channels: Indices | None) -> None:

@@ -11,11 +11,18 @@ from torch import nn
 from chansurg.surgery.architecture import Architecture, Preprocessing
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.journal import Record
+from chansurg.surgery.likeness import differences
 from chansurg.surgery.reading.builders import build
 from chansurg.surgery.reading.preprocessing import preprocessing_of
 from chansurg.surgery.reading.recognition import recognise
 
 ATTRIBUTE = "chansurg_record"
+
+# What training puts around a network: child that holds it -> names of the wrappers' classes.
+_WRAPPERS = {
+    "module": ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "AveragedModel"),
+    "_orig_mod": ("OptimizedModule",),
+}
 
 
 def attach(model: nn.Module, record: Record) -> nn.Module:
@@ -24,19 +31,41 @@ def attach(model: nn.Module, record: Record) -> nn.Module:
     return model
 
 
-def record_of(model: nn.Module) -> Record:
-    """The network's record.
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel, an average of weights or ``torch.compile``; any other module itself."""
+    for child, wrappers in _WRAPPERS.items():
+        if type(model).__name__ in wrappers and isinstance(model._modules.get(child), nn.Module):
+            return unwrapped(getattr(model, child))
+    return model
 
-    A module of the caller's own has none yet. It gets one: if it is exactly what a known library builds, with that architecture; else
-    without, and its file will load only with the factory that builds it.
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """See that a network to be changed is not wrapped.
+
+    Raises:
+        InputError: where it is; the wrapper would go on using the old parameters.
     """
+    if unwrapped(model) is not model:
+        raise InputError(
+            f"The network is wrapped in {type(model).__name__}, which would go on using the old parameters.",
+            where=type(model).__name__,
+            not_done="Nothing was converted.",
+            to_do="Convert the network inside, then wrap the result, and give the optimizer its parameters.",
+        )
+
+
+def record_of(model: nn.Module) -> Record:
+    """The network's record; a wrapped network's is that of the network inside.
+
+    A module of the caller's own has none yet. If it is exactly what a known library builds, it is told with that architecture; else
+    without, and its file will load only with the factory that builds it. The module itself is not changed.
+    """
+    model = unwrapped(model)
     record = getattr(model, ATTRIBUTE, None)
     if isinstance(record, Record):
         return record
     architecture = _library_architecture(model)
-    found = Record(architecture, preprocessing_of(architecture) if architecture else Preprocessing())
-    attach(model, found)
-    return found
+    return Record(architecture, preprocessing_of(architecture) if architecture else Preprocessing())
 
 
 def with_input_size(record: Record, input_size: tuple[int, ...] | None) -> Record:
@@ -70,18 +99,20 @@ def _library_architecture(model: nn.Module) -> Architecture | None:
     home = type(model).__module__.partition(".")[0]
     if home not in ("torchvision", "timm", "chansurg"):
         return None
+    # Networks of timm say what they were built as; many share all names and shapes with others.
+    stated = getattr(model, "pretrained_cfg", None) if home == "timm" else None
+    name = stated.get("architecture") if isinstance(stated, dict) else None
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     try:
-        found = recognise({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}).architecture
+        found = recognise(shapes, architecture=Architecture("timm", name) if isinstance(name, str) else None).architecture
         if found.source not in (home, "cifar"):
             return None
+        if getattr(model, "transform_input", False):
+            found = replace(found, kwargs={**found.kwargs, "transform_input": True})
         twin = build(found)
     except InputError:
         return None
-    return found if _outline(twin) == _outline(model) else None
-
-
-def _outline(model: nn.Module) -> list[tuple[str, str, str]]:
-    return [(path, type(module).__qualname__, module.extra_repr()) for path, module in model.named_modules()]
+    return None if differences(model, twin) else found
 
 
 def library_versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ common path puts out, in the order of execution, so that the first difference ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.provenance import record_of, with_input_size
+from chansurg.surgery.provenance import record_of, unwrapped, with_input_size
 
 BATCH_SIZES = (1, 3)
 RELATIVE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -46,13 +47,13 @@ class Verdict:
     reason: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values."""
+        """JSON values; an error that is not finite becomes null."""
         return {
             "equal": self.equal,
-            "max_abs_error": self.max_abs_error,
-            "max_rel_error": self.max_rel_error,
+            "max_abs_error": _finite(self.max_abs_error),
+            "max_rel_error": _finite(self.max_rel_error),
             "agreement": self.agreement,
-            "blocks": [{"path": path, "relative_error": error} for path, error in self.blocks.items()],
+            "blocks": [{"path": path, "relative_error": _finite(error)} for path, error in self.blocks.items()],
             "first_difference": self.first_difference,
             "inputs": self.inputs,
             "reason": self.reason,
@@ -71,6 +72,7 @@ def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = N
     Raises:
         InputError: where one of them cannot run on such inputs.
     """
+    a, b = unwrapped(a), unwrapped(b)
     size = with_input_size(record_of(a), input_size).preprocessing.input_size
     generator = torch.Generator().manual_seed(seed)
     worst_abs = worst_rel = 0.0
@@ -86,13 +88,12 @@ def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = N
         outputs = list(zip(_tensors(expected), _tensors(actual), strict=False))
         if len(_tensors(expected)) != len(_tensors(actual)) or any(p.shape != q.shape for p, q in outputs):
             shapes = [[list(t.shape) for t in _tensors(side)] for side in (expected, actual)]
-            return Verdict(
-                False, float("inf"), float("inf"), None, errors, None, batch_size, f"their outputs have shapes {shapes[0]} and {shapes[1]}"
-            )
+            return _incomparable(f"their outputs have shapes {shapes[0]} and {shapes[1]}", errors, batch_size)
+        if not outputs:
+            return _incomparable(f"their outputs ({type(expected).__name__}) hold no floating-point tensors", errors, batch_size)
         for p, q in outputs:
-            difference = (p.double() - q.double()).abs().max().item() if p.numel() else 0.0
-            worst_abs = max(worst_abs, difference)
-            worst_rel = max(worst_rel, difference / max(p.double().abs().max().item(), 1e-30) if p.numel() else 0.0)
+            worst_abs = max(worst_abs, _gap(p, q).max().item() if p.numel() else 0.0)
+            worst_rel = max(worst_rel, _relative(p, q, p.double().nan_to_num().abs().max().item()) if p.numel() else 0.0)
         if outputs and outputs[0][0].ndim == 2:
             agreed += (outputs[0][0].argmax(1) == outputs[0][1].argmax(1)).tolist()
     tolerance = max(RELATIVE_TOLERANCE.get(dtype, 1e-5), RELATIVE_TOLERANCE.get(_dtype(b), 1e-5))
@@ -102,8 +103,28 @@ def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = N
     return Verdict(equal, worst_abs, worst_rel, agreement, errors, first, sum(BATCH_SIZES))
 
 
+def _incomparable(reason: str, blocks: Mapping[str, float], inputs: int) -> Verdict:
+    return Verdict(False, math.inf, math.inf, None, blocks, None, inputs, reason)
+
+
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _gap(p: Tensor, q: Tensor) -> Tensor:
+    """Absolute differences, in float64. The same infinity, or NaN on both sides, is no difference; on one side it is an infinite one."""
+    p, q = p.double(), q.double().to(p.device)
+    same = (p == q) | (p.isnan() & q.isnan())
+    return (p - q).abs().masked_fill(same, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def _relative(p: Tensor, q: Tensor, size: float) -> float:
+    gap = _gap(p, q).max().item()
+    return gap / size if gap and size else gap
 
 
 def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -118,8 +139,8 @@ def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = Non
             if against is None:
                 seen[path] = output.detach().clone()
             elif path in against and against[path].shape == output.shape:
-                expected = against[path].double()
-                seen[path] = ((output.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+                gap, size = _gap(against[path], output).norm().item(), against[path].double().nan_to_num().norm().item()
+                seen[path] = gap / size if gap and size else gap
 
         return hook
 

@@ -21,8 +21,13 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
         Refusal: where the disk is full or fails.
     """
     check_target(target)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".part", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_error(target, error) from error
+        raise _no_target(f"The folder {target.parent} cannot be written to ({error.strerror}).", target) from error
     temporary = Path(name)
     try:
         write(temporary)
@@ -45,6 +50,15 @@ def check_target(target: Path) -> None:
         InputError: where it cannot.
     """
     folder = target.parent
+    try:
+        what = _unfit(target, folder)
+    except (OSError, ValueError) as error:
+        what = f"{str(target)[:200]!r} is no name for a file: {error}."
+    if what is not None:
+        raise _no_target(what, target)
+
+
+def _unfit(target: Path, folder: Path) -> str | None:
     what = None
     if not folder.exists():
         what = f"The folder {folder} does not exist."
@@ -52,12 +66,17 @@ def check_target(target: Path) -> None:
         what = f"{folder} is not a folder."
     elif target.is_dir():
         what = f"{target} is a folder."
+    elif target.exists() and not target.is_file():
+        what = f"{target} is not an ordinary file."
     elif not os.access(folder, os.W_OK | os.X_OK):
         what = f"The folder {folder} cannot be written to."
-    if what is not None:
-        raise InputError(
-            what, where=str(target), not_done="Nothing was written.", to_do="Name a file in an existing, writable folder with -o."
-        )
+    return what
+
+
+def _no_target(what: str, target: Path) -> InputError:
+    return InputError(
+        what, where=str(target), not_done="Nothing was written.", to_do="Name a file in an existing, writable folder with -o."
+    )
 
 
 def _disk_error(target: Path, error: Exception) -> ChansurgError:
