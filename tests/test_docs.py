@@ -1,7 +1,6 @@
 """The documentation's code runs as printed."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 @pytest.fixture
-def gain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def gain(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe of WRITING-A-RECIPE.md, entered beside the installed ones."""
     text = (DOCS / "WRITING-A-RECIPE.md").read_text(encoding="utf-8")
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
@@ -24,7 +23,6 @@ def gain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     exec(compile(block[1], "WRITING-A-RECIPE.md", "exec"), namespace)
     installed = dict(registry.recipes())
     monkeypatch.setattr(registry, "recipes", lambda: {**installed, "gain": namespace["RECIPE"]})
-    yield
 
 
 @pytest.mark.usefixtures("gain")
