@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +28,13 @@ def evaluate(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images a batch.")] = 100,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=0, metavar="N", help="Processes that decode images.", show_default="one a processor, at most 8"),
+        typer.Option(
+            "--workers",
+            min=0,
+            metavar="N",
+            help="Processes that decode images.",
+            show_default="one a processor, at most 8; none for few images",
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -51,9 +56,8 @@ def evaluate(
     import chansurg
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    processes = min(os.cpu_count() or 1, 8) if workers is None else workers
     with report.progress("evaluating", "images") as progress:
-        result = chansurg.evaluate(network, data, split=split, batch_size=batch_size, workers=processes, device=place, progress=progress)
+        result = chansurg.evaluate(network, data, split=split, batch_size=batch_size, workers=workers, device=place, progress=progress)
     report.result(
         result.as_json(),
         line=f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  images {result.images}",

@@ -61,7 +61,7 @@ def _show_entry(report: Report, number: int, entry: Entry) -> None:
     report.out.print(f"   from {parent}, seed {entry.seed}, {len(entry.edits)} edits", soft_wrap=True)
     report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; all others kept")
     if entry.before and entry.after:
-        report.out.print(Padding(counts_table(entry.before, entry.after), (0, 0, 0, 3)))
+        report.out.print(Padding.indent(counts_table(entry.before, entry.after), 3))
     if report.verbose:
         for edit in entry.edits:
             report.out.print(f"   {edit.op:<7} {edit.path}", soft_wrap=True)

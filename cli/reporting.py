@@ -100,9 +100,10 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
 
 
-def grid(*columns: str, title: str | None = None) -> Table:
+def grid(*columns: str) -> Table:
     """An open table; a column's name that starts with ``>`` holds numbers, aligned to the right."""
-    table = Table(box=None, title=title, title_justify="left", title_style="bold", header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    named = any(column.removeprefix(">") for column in columns)
+    table = Table(box=None, show_header=named, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(Text(column.removeprefix(">")), justify="right" if column.startswith(">") else "left", overflow="fold")
     return table

@@ -16,6 +16,8 @@ from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.provenance import record_of
 from chansurg.surgery.training.data import ClassifiedImages, batches, evaluation_transform, match_classes
 
+FEW_IMAGES = 2000
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -52,7 +54,7 @@ def evaluate(
     *,
     split: str = "val",
     batch_size: int = 100,
-    workers: int = 0,
+    workers: int | None = 0,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -65,7 +67,7 @@ def evaluate(
         data: class folders, with or without split folders above them, or a zip of that.
         split: which split folder.
         batch_size: images a batch.
-        workers: processes that read and decode; 0 reads in this one.
+        workers: processes that read and decode; 0 reads in this one. ``None`` takes one a processor, at most 8, and none for few images.
         device: where to run; the network is moved there. ``None`` is where it is.
         progress: called with the images done and the images there are, after every batch.
 
@@ -83,7 +85,9 @@ def evaluate(
         outputs = _outputs(model, probe)
         images.labels = match_classes(images.classes, record.class_names, outputs, where=str(images.tree.path))
         start = time.perf_counter()
-        for batch, labels in batches(images, batch_size=batch_size, workers=workers, pin_memory=place.type == "cuda"):
+        for batch, labels in batches(
+            images, batch_size=batch_size, workers=_workers(workers, len(images)), pin_memory=place.type == "cuda"
+        ):
             target = labels.to(place, non_blocking=True)
             logits = model(batch.to(place, dtype, non_blocking=True)).float()
             ranked = logits.topk(min(5, outputs), dim=1).indices == target[:, None]
@@ -102,6 +106,13 @@ def evaluate(
             to_do="Check its weights, or run it in float32 if it is in half precision.",
         )
     return Evaluation(100 * correct1 / done, 100 * correct5 / done, loss / done, done, seconds)
+
+
+def _workers(workers: int | None, images: int) -> int:
+    """Starting processes costs more than decoding a few images."""
+    if workers is not None:
+        return workers
+    return 0 if images < FEW_IMAGES else min(os.cpu_count() or 1, 8)
 
 
 def _place(model: nn.Module, device: str | torch.device | None) -> tuple[torch.device, torch.dtype]:
