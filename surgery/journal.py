@@ -91,7 +91,7 @@ class Entry:
             version=int(data["version"]),
             options=dict(data["options"]),
             seed=int(data["seed"]),
-            edits=tuple(edit_from_json(edit) for edit in data["edits"]),
+            edits=tuple(edit_from_json(edit) for edit in _list(data["edits"])),
             signatures={str(path): dict(values) for path, values in data["signatures"].items()},
             graphs={path: _text(digest) for path, digest in data["graphs"].items()},
             libraries={name: _text(version) for name, version in data["libraries"].items()},
@@ -112,10 +112,14 @@ def _text(value: Any) -> str:
     return value
 
 
-def _texts(values: Any) -> tuple[str, ...]:
+def _list(values: Any) -> list[Any]:
     if not isinstance(values, list):
         raise TypeError(f"{values!r:.80} is not a list")
-    return tuple(_text(value) for value in values)
+    return values
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(_text(value) for value in _list(values))
 
 
 @dataclass(frozen=True)
@@ -169,5 +173,5 @@ class Record:
             architecture=None if data["architecture"] is None else Architecture.from_json(data["architecture"]),
             preprocessing=Preprocessing.from_json(data["preprocessing"]),
             class_names=None if names is None else _texts(names),
-            journal=tuple(Entry.from_json(entry) for entry in data["journal"]),
+            journal=tuple(Entry.from_json(entry) for entry in _list(data["journal"])),
         )

@@ -92,8 +92,8 @@ def _true_record(network: nn.Module, target: Path) -> Record:
         f"The network was changed since it was loaded or converted, and its file would not give it back: {'; '.join(told[:4])}{more}.",
         where=str(target),
         not_done="Nothing was written.",
-        to_do="Undo the change; or keep the weights with torch.save(model.state_dict(), …), build the changed network in a function of your "
-        "own, load them with arch='package.module:factory', and convert that.",
+        to_do="Undo the change; or keep the weights with torch.save(model.state_dict(), …), build the changed network in a function "
+        "of your own, load them with arch='package.module:factory', and convert that.",
     )
 
 

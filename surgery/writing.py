@@ -60,6 +60,8 @@ def check_target(target: Path) -> None:
 
 def _unfit(target: Path, folder: Path) -> str | None:
     what = None
+    if "\0" in str(target):
+        raise ValueError("it contains a null byte")
     if not folder.exists():
         what = f"The folder {folder} does not exist."
     elif not folder.is_dir():
@@ -80,7 +82,7 @@ def _no_target(what: str, target: Path) -> InputError:
 
 
 def _disk_error(target: Path, error: Exception) -> ChansurgError:
-    full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error)
+    full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in str(error)
     return Refusal(
         "The disk is full." if full else f"The file could not be written: {error}",
         where=str(target),

@@ -1,0 +1,1 @@
+"""Networks that no library has, and factories that ``--arch package.module:function`` names."""

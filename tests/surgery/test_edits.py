@@ -1,0 +1,77 @@
+"""Edits and plans as data: what is written is read back, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap, edit_from_json
+
+LAYER = LayerSpec("pix.PickOrMix", {"in_channels": 8, "out_channels": 2, "tau": 0.5, "zeta": None})
+EDITS: list[Edit] = [
+    Swap("layer1.0.conv1", LAYER),
+    Insert(Address("layer1.0", "self.conv2"), "conv2_pix", LAYER),
+    Insert(Address("", "self.stem", 2), "0_pix", LAYER),
+    Bypass(Address("layer1.0", "torch.relu", 1)),
+    Narrow("layer1.0.conv2", (0, 3, 5), None),
+    Narrow("layer1.0.bn2", None, (7, 1)),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: f"{edit.op}-{edit.path}")
+def test_an_edit_survives_json(edit: Edit) -> None:
+    assert edit_from_json(json.loads(json.dumps(edit.as_json()))) == edit
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        (Address("layer1.0", "self.conv1"), "layer1.0.conv1"),
+        (Address("", "self.conv1"), "conv1"),
+        (Address("", "self.relu", 1), "relu#1"),
+        (Address("layer1.0", "torch.relu"), "layer1.0:torch.relu"),
+        (Address("layer1.0", ".view", 2), "layer1.0:.view#2"),
+        (Address("", "torch.flatten"), "torch.flatten"),
+    ],
+)
+def test_an_address_reads_as_a_path(address: Address, path: str) -> None:
+    assert address.path == path
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", 'x") or print("hi") or getattr(self, "x', "été", "conv\n", "a-b"])
+def test_a_new_layer_has_a_plain_name_because_code_is_generated_with_it(name: str) -> None:
+    with pytest.raises(ValueError, match="not a name for a layer"):
+        Insert(Address("", "self.conv1"), name, LAYER)
+    data = {**EDITS[1].as_json(), "name": name}
+    with pytest.raises(ValueError, match="not a name for a layer"):
+        edit_from_json(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"op": "exec"},
+        {"op": None},
+        {"path": 3},
+        {"in_channels": [0, 1.5]},
+        {"in_channels": [True]},
+        {"in_channels": [-1]},
+        {"in_channels": ["0"]},
+        {"in_channels": 7},
+        {"out_channels": [10**400, None]},
+    ],
+)
+def test_data_of_another_form_is_refused(change: dict[str, Any]) -> None:
+    data = {**Narrow("conv", (0, 1), (0,)).as_json(), **change}
+    with pytest.raises((ValueError, TypeError)):
+        edit_from_json(data)
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: f"{edit.op}-{edit.path}")
+def test_every_missing_part_is_noticed(edit: Edit) -> None:
+    for name in edit.as_json().keys() - {"path", "in_channels", "out_channels"}:
+        data = {key: value for key, value in edit.as_json().items() if key != name}
+        with pytest.raises(KeyError):
+            edit_from_json(data)
