@@ -1,0 +1,202 @@
+"""What PiX makes of real architectures: the paper's tables, which places it takes, and which slices it keeps."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from networks.small import Basic, Small
+from torch import nn
+
+import chansurg
+from chansurg.recipes.pix.planning import strongest, strongest_of_each
+from chansurg.surgery.edits import Bypass, Insert, Narrow, Swap
+
+SPEC = Path(__file__).parents[3].parent / "shared" / "spec" / "paper-tables.csv"
+
+# row, network, mode, zeta, resolution, parameters in millions, multiply-accumulates and operations in billions (PiX, Tables 1 and 3)
+PAPER: list[tuple[str, str, str, int, int, float, float, float | None]] = [
+    ("resnet50-pix", "resnet50", "squeeze", 4, 224, 25.553, 3.156, 3.195),
+    ("resnet101-pix", "resnet101", "squeeze", 4, 224, 44.541, 5.999, None),
+    ("resnet152-pix", "resnet152", "squeeze", 4, 224, 60.181, 8.841, None),
+    ("resnet50-pix8", "resnet50", "squeeze", 8, 224, 12.380, 1.355, 1.390),
+    ("resnet18-pix1", "resnet18", "downscale", 1, 224, 12.827, 1.815, None),
+    ("resnet18-pix2", "resnet18", "downscale", 2, 224, 6.766, 0.977, None),
+    ("resnet18-pix3", "resnet18", "downscale", 3, 224, 4.763, 0.705, None),
+    ("resnet18-pix4", "resnet18", "downscale", 4, 224, 3.735, 0.557, None),
+    ("resnet50-pixd1", "resnet50", "downscale", 1, 224, 28.080, 4.092, 4.135),
+    ("resnet50-pixd2", "resnet50", "downscale", 2, 224, 14.082, 2.086, 2.127),
+    ("resnet50-pixd3", "resnet50", "downscale", 3, 224, 11.509, 1.723, 1.763),
+    ("vgg16gap-pix1", "networks.small:vgg16_with_global_pooling", "downscale", 1, 112, 16.784, 3.837, None),
+    ("vgg16gap-pix2", "networks.small:vgg16_with_global_pooling", "downscale", 2, 112, 8.654, 1.930, None),
+    ("mobilenetv1-pix1", "timm/mobilenetv1_100", "downscale", 1, 224, 7.027, 0.572, None),
+    ("mobilenetv1-pix2", "timm/mobilenetv1_100", "downscale", 2, 224, 4.060, 0.300, None),
+]
+
+
+def without_numbers(name: str) -> nn.Module:
+    """The network on the meta device."""
+    source, _, rest = name.rpartition("/")
+    if source == "timm":
+        timm = pytest.importorskip("timm")
+        with torch.device("meta"):
+            return timm.create_model(rest)
+    with torch.device("meta"):
+        if ":" in name:
+            from networks import small
+
+            return getattr(small, name.partition(":")[2])()
+        return torchvision.models.get_model(name, weights=None)
+
+
+@pytest.mark.parametrize(("row", "name", "mode", "zeta", "side", "params", "macs", "ops"), PAPER, ids=[row[0] for row in PAPER])
+def test_the_papers_tables(row: str, name: str, mode: str, zeta: int, side: int, params: float, macs: float, ops: float | None) -> None:
+    network = without_numbers(name)
+    planned = chansurg.plan(network, "pix", mode=mode, zeta=zeta, input_size=(3, side, side))
+    converted = chansurg.apply(network, planned, input_size=(3, side, side))
+    after = chansurg.record_of(converted).journal[-1].after
+    assert after == chansurg.count(converted, (3, side, side)).as_json()
+    assert after["params"] == pytest.approx(params * 1e6, rel=1e-3)
+    assert after["macs"] == pytest.approx(macs * 1e9, rel=5e-3)
+    if ops is not None:
+        assert after["ops"] == pytest.approx(ops * 1e9, rel=5e-3)
+
+
+def test_the_copied_rows_are_those_of_the_specification() -> None:
+    if not SPEC.exists():
+        pytest.skip("the specification lies outside the repository and is not here")
+    with SPEC.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["recipe"] == "pix"]
+    ours = {row[0]: row[4:] for row in PAPER}
+    assert {
+        row["row"]: (int(row["resolution"]), *(float(row[k]) if row[k] else None for k in ("params_M", "macs_G", "ops_G"))) for row in rows
+    } == ours
+
+
+def test_a_vgg_of_the_users_own_is_converted_from_its_factorys_name() -> None:
+    network = chansurg.load("networks.small:vgg16_with_global_pooling", input_size=(3, 112, 112))
+    planned = chansurg.plan(network, "pix", mode="downscale", zeta=2)
+    assert len(planned.sites) == 12
+    assert [skip.path for skip in planned.skipped] == ["features.0"]
+
+
+def small(build: Callable[[], nn.Module] = lambda: Small(5, 8)) -> nn.Module:
+    torch.manual_seed(0)
+    return build().eval()
+
+
+def plan(network: nn.Module, **options: Any) -> chansurg.Plan:
+    return chansurg.plan(network, "pix", input_size=(3, 64, 64), **options)
+
+
+def test_squeeze_takes_conv_norm_and_activation_and_leaves_the_rest() -> None:
+    network = small()
+    planned = plan(network)
+    assert [site.path for site in planned.sites] == ["blocks.0.conv1", "blocks.1.conv1"]
+    assert [(edit.op, edit.path) for edit in planned.edits] == [
+        *(("swap", f"blocks.{i}.conv1") for i in range(2)),
+        *(pair for i in range(2) for pair in (("bypass", f"blocks.{i}.bn1"), ("bypass", f"blocks.{i}.relu"))),
+    ]
+    converted = chansurg.apply(network, planned, input_size=(3, 32, 32))
+    assert not hasattr(converted.blocks[0], "bn1")
+    # The ReLU serves two more places, so it stays.
+    assert isinstance(converted.blocks[0].relu, nn.ReLU)
+    layer = converted.blocks[0].conv1
+    assert (type(layer).__name__, layer.in_channels, layer.out_channels) == ("PickOrMix", 16, 8)
+
+
+def test_a_number_scales_every_site_by_it_over_the_most_common_ratio() -> None:
+    network = without_numbers("resnet50")
+    widths = {zeta: [site.detail["width"] for site in plan(network, zeta=zeta).sites] for zeta in ("own", 4, 8)}
+    assert widths["own"] == widths[4] == [64] * 3 + [128] * 4 + [256] * 6 + [512] * 3
+    assert widths[8] == [width // 2 for width in widths["own"]]
+
+
+def test_a_site_that_would_have_to_grow_is_refused_with_the_reason() -> None:
+    with pytest.raises(chansurg.Refusal, match="would widen it from 8 to 16"):
+        plan(small(), zeta=1)
+
+
+def test_a_network_without_a_squeeze_says_why_site_by_site() -> None:
+    for name in ("regnet_x_400mf", "mobilenet_v2"):
+        network = torchvision.models.get_model(name, weights=None)
+        with pytest.raises(chansurg.Refusal) as refused:
+            plan(network)
+        assert refused.value.exit_code == 1
+        assert refused.value.what.count("\n") >= 2
+    with pytest.raises(chansurg.Refusal, match=r"features\.2\.conv\.2: no spatial convolution follows it at once"):
+        plan(network)
+
+
+def test_downscale_keeps_the_strongest_slice_of_each_subset() -> None:
+    network = small(lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1)))
+    with torch.no_grad():
+        network[2].weight[:, [1, 2, 4]] *= 100
+    planned = plan(network, mode="downscale", zeta=2)
+    narrowed = [edit for edit in planned.edits if isinstance(edit, Narrow)]
+    assert narrowed == [Narrow("2", (1, 2, 4))]
+    converted = chansurg.apply(network, planned, input_size=(3, 32, 32))
+    assert torch.equal(converted[3].weight if len(converted) == 4 else converted[2].weight, network[2].weight[:, [1, 2, 4]])
+
+
+def test_a_smaller_bottleneck_keeps_the_strongest_filters_all_the_way_through() -> None:
+    network = small(lambda: nn.Sequential(Small(5, 8).stem, *list(Small(5, 8).blocks)[:2]))
+    with torch.no_grad():
+        network[2].conv2.weight[[0, 3, 5, 6]] *= 100
+        network[2].conv2.weight[:, [1, 2, 4, 7]] *= 100
+    planned = plan(network, zeta=4)  # the sites' own ratios are 2 and 4, so this is half of each width
+    by_path = {edit.path: edit for edit in planned.edits if isinstance(edit, Narrow)}
+    assert by_path["2.conv2"] == Narrow("2.conv2", (1, 2, 4, 7), (0, 3, 5, 6))
+    assert by_path["2.bn2"].out_channels == (0, 3, 5, 6)
+    assert by_path["2.conv3"] == Narrow("2.conv3", (0, 3, 5, 6))
+    converted = chansurg.apply(network, planned, input_size=(3, 32, 32))
+    assert torch.equal(converted[2].conv2.weight, network[2].conv2.weight[[0, 3, 5, 6]][:, [1, 2, 4, 7]])
+    assert torch.equal(converted[2].bn2.running_var, network[2].bn2.running_var[[0, 3, 5, 6]])
+
+
+def test_downscale_of_a_basic_block_goes_before_both_convolutions() -> None:
+    network = small(lambda: nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), Basic(16)))
+    planned = plan(network, mode="downscale", zeta=4)
+    assert [edit.path for edit in planned.edits if isinstance(edit, Insert)] == ["1.conv1_pix", "1.conv2_pix"]
+    assert not [edit for edit in planned.edits if isinstance(edit, (Bypass, Swap))]
+    assert [skip.reason for skip in planned.skipped] == ["it is the stem"]
+
+
+@pytest.mark.parametrize(
+    ("norms", "width", "groups", "kept"),
+    [
+        ([3.0, 1.0, 4.0, 1.5], 2, 1, (0, 2)),
+        ([1.0, 1.0, 1.0, 1.0], 2, 1, (0, 1)),
+        ([9.0, 8.0, 1.0, 2.0], 2, 2, (0, 3)),
+        (None, 3, 1, (0, 1, 2)),
+        (None, 2, 2, (0, 2)),
+    ],
+)
+def test_the_strongest_stay_in_their_order_and_ties_go_to_the_first(
+    norms: list[float] | None, width: int, groups: int, kept: tuple[int, ...]
+) -> None:
+    assert strongest([None if norms is None else torch.tensor(norms)], width, 4, groups) == kept
+
+
+def test_several_readers_vote_with_their_squares() -> None:
+    assert strongest([torch.tensor([3.0, 0.0, 2.5]), torch.tensor([0.0, 1.0, 2.0])], 1, 3, 1) == (2,)
+
+
+def test_the_strongest_of_each_subset() -> None:
+    assert strongest_of_each(torch.tensor([1.0, 5.0, 2.0, 2.0]), [[0, 1], [2, 3]]) == (1, 2)
+    assert strongest_of_each(None, [[0, 1], [2, 3]]) == (0, 2)
+
+
+@pytest.mark.parametrize("subsets", ["contiguous", "strided"])
+def test_a_meta_network_and_a_real_one_get_the_same_sites(subsets: str) -> None:
+    with torch.device("meta"):
+        empty = Small(5, 8)
+    for mode in ("squeeze", "downscale"):
+        real, meta = (plan(network, mode=mode, subsets=subsets) for network in (small(), empty))
+        assert real.sites == meta.sites
+        assert [edit.path for edit in real.edits] == [edit.path for edit in meta.edits]
