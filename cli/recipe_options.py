@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.recipe import Recipe, find_recipe, recipes
+from chansurg.surgery.recipe import Recipe, find_recipe, installed_recipes
 
 
 def recipe_parameters() -> list[inspect.Parameter]:
     """One parameter for each option's name; ``None`` where it was not given."""
     owners: dict[str, list[Recipe]] = {}
-    for recipe in recipes().values():
+    for recipe in installed_recipes().values():
         for field in dataclasses.fields(recipe.Options):
             owners.setdefault(field.name, []).append(recipe)
     return [_parameter(name, using) for name, using in owners.items()]
@@ -38,7 +38,9 @@ def given_options(recipe_name: str, values: Mapping[str, Any]) -> dict[str, Any]
     known = {field.name for field in dataclasses.fields(recipe.Options)}
     for name in given:
         if name not in known:
-            others = [other.name for other in recipes().values() if name in {field.name for field in dataclasses.fields(other.Options)}]
+            others = [
+                other.name for other in installed_recipes().values() if name in {field.name for field in dataclasses.fields(other.Options)}
+            ]
             raise InputError(
                 f"{flag(name)} is no option of the recipe {recipe.name!r}; it belongs to {' and '.join(map(repr, others))}.",
                 where=f"option {flag(name)}",

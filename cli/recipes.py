@@ -11,8 +11,7 @@ from rich.text import Text
 
 from chansurg.cli.recipe_options import default_text, flag, value_text
 from chansurg.cli.reporting import Report, grid
-from chansurg.surgery.recipe import Recipe, find_recipe
-from chansurg.surgery.recipe import recipes as installed_recipes
+from chansurg.surgery.recipe import Recipe, find_recipe, installed_recipes
 
 EXAMPLES = ("chansurg recipes", "chansurg recipes pix")
 

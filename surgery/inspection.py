@@ -11,7 +11,7 @@ from chansurg.surgery.counting import Counts, count
 from chansurg.surgery.journal import Record
 from chansurg.surgery.plan import Site, Skip
 from chansurg.surgery.provenance import record_of, with_input_size
-from chansurg.surgery.recipe import recipes
+from chansurg.surgery.recipe import installed_recipes
 from chansurg.surgery.survey import survey
 
 
@@ -68,7 +68,7 @@ def inspect(model: nn.Module, *, input_size: tuple[int, ...] | None = None) -> I
     """
     record = with_input_size(record_of(model), input_size)
     surveyed = survey(model, record.preprocessing.input_size)
-    found = {name: recipe.sites(surveyed) for name, recipe in recipes().items()}
+    found = {name: recipe.sites(surveyed) for name, recipe in installed_recipes().items()}
     return Inspection(
         record=record,
         counts=count(model, record.preprocessing.input_size),

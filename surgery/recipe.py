@@ -82,7 +82,7 @@ class Recipe(ABC):
 
 
 @cache
-def recipes() -> Mapping[str, Recipe]:
+def installed_recipes() -> Mapping[str, Recipe]:
     """All installed recipes by name."""
     found: dict[str, Recipe] = {}
     for entry in sorted(entry_points(group="chansurg.recipes"), key=lambda entry: entry.name):
@@ -97,7 +97,7 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         InputError: where no installed recipe has it.
     """
-    known = recipes()
+    known = installed_recipes()
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)

@@ -21,8 +21,8 @@ def gain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert block is not None
     namespace: dict[str, object] = {"__name__": "gain_example"}
     exec(compile(block[1], "WRITING-A-RECIPE.md", "exec"), namespace)
-    installed = dict(registry.recipes())
-    monkeypatch.setattr(registry, "recipes", lambda: {**installed, "gain": namespace["RECIPE"]})
+    installed = dict(registry.installed_recipes())
+    monkeypatch.setattr(registry, "installed_recipes", lambda: {**installed, "gain": namespace["RECIPE"]})
 
 
 @pytest.mark.usefixtures("gain")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from chansurg.surgery.opening import load as load
     from chansurg.surgery.plan import Plan as Plan
     from chansurg.surgery.provenance import record_of as record_of
-    from chansurg.surgery.recipe import recipes as recipes
+    from chansurg.surgery.recipe import installed_recipes as installed_recipes
     from chansurg.surgery.training.evaluation import Evaluation as Evaluation
     from chansurg.surgery.training.evaluation import evaluate as evaluate
     from chansurg.surgery.verification import Verdict as Verdict
@@ -60,9 +60,9 @@ _HOMES = {
     "evaluate": "training.evaluation",
     "history": "lineage",
     "inspect": "inspection",
+    "installed_recipes": "recipe",
     "load": "opening",
     "plan": "converting",
-    "recipes": "recipe",
     "record_of": "provenance",
     "save": "modelfile",
     "undo": "lineage",

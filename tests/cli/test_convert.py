@@ -221,9 +221,9 @@ class Other(type(RECIPE)):  # type: ignore[misc]
 def two_recipes(monkeypatch: pytest.MonkeyPatch) -> Any:
     entries = [SimpleNamespace(name=recipe.name, load=lambda recipe=recipe: recipe) for recipe in (RECIPE, Other())]
     monkeypatch.setattr(registry, "entry_points", lambda group: entries)
-    registry.recipes.cache_clear()
+    registry.installed_recipes.cache_clear()
     yield
-    registry.recipes.cache_clear()
+    registry.installed_recipes.cache_clear()
 
 
 @pytest.mark.usefixtures("two_recipes")
