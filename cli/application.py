@@ -37,7 +37,7 @@ def application() -> typer.Typer:
     app.callback()(_top)
     for name in COMMANDS:
         module = import_module(f"chansurg.cli.{name}")
-        examples = "\n".join(f"  {line}" for line in module.EXAMPLES)
+        examples = "\n\n".join(f"  {line}" for line in module.EXAMPLES)
         command = exposed(getattr(module, name), recipe_parameters() if name == "convert" else ())
         app.command(name, epilog=f"[dim]Examples[/dim]\n\n{examples}")(command)
     return app

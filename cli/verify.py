@@ -64,13 +64,14 @@ def _show(report: Report, a: str, b: str, document: Mapping[str, Any]) -> None:
         out.print(f"\nThey part at {document['first_difference']}.")
     blocks = grid("block", ">relative error")
     errors = {block["path"]: block["relative_error"] for block in document["blocks"]}
-    for path in errors if report.verbose else _innermost_blocks(list(errors)):
+    for path in errors if report.verbose else _whole_blocks(list(errors)):
         blocks.add_row(path, f"{errors[path]:.3g}")
     out.print(blocks)
 
 
-def _innermost_blocks(paths: list[str]) -> list[str]:
-    """Modules that hold layers and no further blocks, and the layers at the top: enough to see where an error grows."""
-    holding = {path.rpartition(".")[0] for path in paths} - {""}
-    outer = {path.rpartition(".")[0] for path in holding}
-    return [path for path in paths if (path in holding and path not in outer) or (path not in holding and "." not in path)]
+def _whole_blocks(paths: list[str]) -> list[str]:
+    """The outermost modules that hold layers directly, and the layers at the top: enough to see where an error grows."""
+    above = {path: path.rpartition(".")[0] for path in paths}
+    holders = set(above.values()) - {""}
+    blocks = {above[path] for path in paths if path not in holders} - {""}
+    return [path for path in paths if (path in blocks and above[path] not in blocks) or (path not in holders and not above[path])]

@@ -94,6 +94,8 @@ def test_verify_shows_where_two_networks_part_and_exits_with_1(cli: Cli, resnet2
     assert "They part at layer2.1.conv1." in ran.out
     rows = dict(line.split() for line in ran.out.splitlines() if line.startswith(("layer1.2 ", "layer2.1 ")))
     assert float(rows["layer1.2"]) == 0 < float(rows["layer2.1"])
+    assert "layer2.1.conv1 " not in ran.out
+    assert "layer2.1.conv1 " in cli("verify", resnet20, "changed.safetensors", "-v").out
     document = cli("verify", resnet20, "changed.safetensors", "--json")
     assert document.code == 1
     assert document.document["first_difference"] == "layer2.1.conv1"

@@ -98,7 +98,7 @@ def test_only_commands_that_exist_are_shown(cli: Cli) -> None:
 
 def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
     ran = cli()
-    assert ran.code == 2
+    assert ran.code in (0, 2)  # a success in older versions of click
     assert "Usage" in ran.out
 
 
