@@ -54,9 +54,7 @@ def fit(architecture: Architecture, shapes: Mapping[str, Shape]) -> Fit:
             other = compare(suggested, model, view, shapes)
             if len(other.differences) < len(found.differences):
                 found = other
-        if not found.differences:
-            return found
-        if best is None or len(found.differences) < len(best.differences):
+        if best is None or (len(found.differences), len(found.beside)) < (len(best.differences), len(best.beside)):
             best = found
     if best is None:
         raise AssertionError("an architecture is one of its own variants")

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_RANDOM_METHODS = frozenset(
-    ["uniform_", "normal_", "random_", "bernoulli_", "exponential_", "cauchy_", "log_normal_", "geometric_", "erfinv_"]
+# A function that is let through runs with this mode off, so those of torch.nn.init that arrive whole are stopped by their own names.
+_RANDOM = frozenset(
+    [
+        *("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "cauchy_", "log_normal_", "geometric_", "erfinv_"),
+        *("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "trunc_normal_"),
+    ]
 )
 
 
@@ -30,7 +34,7 @@ class _DrawNothing(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         keywords = dict(kwargs or {})
-        if getattr(func, "__name__", "") in _RANDOM_METHODS:
+        if getattr(func, "__name__", "") in _RANDOM:
             tensor = args[0] if args else keywords.get("tensor")
             if isinstance(tensor, Tensor):
                 return tensor
