@@ -43,7 +43,8 @@ def changes(edits: Sequence[Edit], before: dict[str, str], after: dict[str, str]
             inserted.setdefault(edit.before.path, []).append(Change(path, "", after.get(path, "")))
             found.setdefault(edit.before.path, Change(edit.before.path, "", ""))
             continue
-        new = after.get(path, "") if not isinstance(edit, Bypass) else "call removed" if path in after else "removed"
+        still_there = path in after or ":" in path
+        new = after.get(path, "") if not isinstance(edit, Bypass) else "call removed" if still_there else "removed"
         found[edit.path] = Change(edit.path, before.get(path, path.rpartition(":")[2]), new)
     in_order = [change for place, at in found.items() for change in (*inserted.get(place, ()), at)]
     return [change for change in in_order if change.before != change.after]
@@ -81,7 +82,8 @@ def _owner(path: str) -> str:
 
 
 def _name(path: str) -> str:
-    return path.rpartition(":")[2] if ":" in path else path.rpartition(".")[2]
+    name = path.rpartition(".")[2]
+    return f"{name}()" if ":" in path else name
 
 
 def _alike(first: list[Change], second: list[Change]) -> bool:
