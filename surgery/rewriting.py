@@ -60,18 +60,23 @@ def trace_forward(module: nn.Module, path: str, concrete: Mapping[str, Any]) -> 
     was_training = module.training
     graphs: list[fx.Graph] = []
     constants: list[dict[str, Any]] = []
+    changed: set[str] = set()
     known = set(vars(module))
     try:
         for mode in (True, False):
             module.training = mode
-            graphs.append(_ChildrenAreLeaves(path, concrete).trace(module))
-            constants.append({name: vars(module).pop(name) for name in set(vars(module)) - known})
+            tracer = _ChildrenAreLeaves(path, concrete)
+            graphs.append(tracer.trace(module))
+            constants.append({name: vars(module).pop(name) for name in sorted(set(vars(module)) - known)})
+            changed.update(tracer.changed)
     finally:
         module.training = was_training
         for name in set(vars(module)) - known:
             del vars(module)[name]
-    _keep_constants(module, *constants)
+    if changed:
+        raise TraceFailure(f"its forward keeps something from one call to the next ({', '.join(sorted(changed)[:3])})")
     graph = _merge(graphs[1], graphs[0])
+    _note_constants(graph, *constants)
     for node in graph.nodes:
         if node.op == "placeholder" and node.target in concrete:
             anchor = node
@@ -82,14 +87,16 @@ def trace_forward(module: nn.Module, path: str, concrete: Mapping[str, Any]) -> 
     return graph
 
 
-def _keep_constants(module: nn.Module, in_training: Mapping[str, Any], in_eval: Mapping[str, Any]) -> None:
-    """Tensors that the forward makes from constants alone become buffers, which follow the module to its device."""
+def _note_constants(graph: fx.Graph, in_training: Mapping[str, Any], in_eval: Mapping[str, Any]) -> None:
+    """Put tensors that the forward makes from constants alone beside the nodes that read them; :func:`install` makes them buffers."""
     for name, value in in_eval.items():
         if not isinstance(value, torch.Tensor) or value.is_meta:
             raise TraceFailure("its forward computes a value that does not depend on its input")
         if name not in in_training or not torch.equal(value, in_training[name]):
             raise TraceFailure("its forward makes a constant that is not the same each time")
-        module.register_buffer(name, value, persistent=False)
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in in_eval:
+            node.meta["constant"] = in_eval[str(node.target)]
 
 
 def _merge(in_eval: fx.Graph, in_training: fx.Graph) -> fx.Graph:
@@ -111,8 +118,12 @@ def _merge(in_eval: fx.Graph, in_training: fx.Graph) -> fx.Graph:
             if isinstance(train_value, fx.Node) and same.get(train_value) is eval_value:
                 return eval_value
             raise other
+        if isinstance(eval_value, slice) and isinstance(train_value, slice):
+            parts = ("start", "stop", "step")
+            return slice(*(select(node, getattr(eval_value, part), getattr(train_value, part)) for part in parts))
         if isinstance(eval_value, (list, tuple)) and isinstance(train_value, (list, tuple)) and len(eval_value) == len(train_value):
-            return type(eval_value)(select(node, a, b) for a, b in zip(eval_value, train_value, strict=True))
+            items = [select(node, a, b) for a, b in zip(eval_value, train_value, strict=True)]
+            return type(eval_value)(*items) if hasattr(eval_value, "_fields") else type(eval_value)(items)
         if isinstance(eval_value, dict) and isinstance(train_value, dict) and eval_value.keys() == train_value.keys():
             return {key: select(node, value, train_value[key]) for key, value in eval_value.items()}
         if type(eval_value) is type(train_value) and (eval_value is train_value or eval_value == train_value):
@@ -158,6 +169,10 @@ def install(module: nn.Module, graph: fx.Graph) -> None:
     """Make ``graph`` the module's forward, in place. Its class becomes a subclass of the one it had, with the same name."""
     if _is_its_children_in_order(module, graph):
         return
+    for node in graph.nodes:
+        if "constant" in node.meta and not hasattr(module, str(node.target)):
+            # A buffer follows its module to another device; it is no part of the state dict.
+            module.register_buffer(str(node.target), node.meta["constant"], persistent=False)
     graph.lint()
     code = graph.python_code("self")
     filename = f"<chansurg forward {next(_generated)} of {type(module).__name__}>"

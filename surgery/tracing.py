@@ -8,10 +8,15 @@ one names the same call in the other.
 
 from __future__ import annotations
 
+import copy
 import inspect
+import operator
+import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -31,8 +36,8 @@ def operation_of(kind: str, target: Any) -> str:
     if kind == "call_method":
         return f".{target}"
     module = getattr(target, "__module__", None) or "torch"
-    if module in ("_operator", "torch._C._nn", "torch._C._VariableFunctions", "torch._ops.aten"):
-        module = {"_operator": "operator", "torch._C._nn": "torch.nn.functional"}.get(module, "torch")
+    if module in (__name__, "_operator", "torch._C._nn", "torch._C._VariableFunctions", "torch._ops.aten"):
+        module = {__name__: "operator", "_operator": "operator", "torch._C._nn": "torch.nn.functional"}.get(module, "torch")
     return f"{module}.{getattr(target, '__name__', str(target))}"
 
 
@@ -62,6 +67,32 @@ def _timm_fx() -> Any:
     return sys.modules.get("timm.layers") if "timm" in sys.modules else None
 
 
+class InPlaceProxy(fx.Proxy):
+    """A stand-in for a tensor on which ``x += y`` and ``x[i] = y`` stay what they are: they change the tensor under all its names."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    function = getattr(operator, name)
+
+    # torch.fx writes operator.iadd(a, b) as a statement, which would also change a number that goes by the name of a.
+    def in_place(a: Any, b: Any) -> Any:
+        return function(a, b)
+
+    in_place.__name__ = in_place.__qualname__ = name
+    return in_place
+
+
+def _traced_in_place(proxy: InPlaceProxy, other: Any, function: Callable[..., Any]) -> fx.Proxy:
+    return proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
+    setattr(InPlaceProxy, f"__{_name}__", partialmethod(_traced_in_place, function=_in_place(_name)))
+
+
 class AddressingTracer(fx.Tracer):
     """A torch.fx tracer that gives every call node ``meta["address"]``.
 
@@ -76,20 +107,37 @@ class AddressingTracer(fx.Tracer):
         functions = untraced_functions()
         super().__init__(autowrap_functions=functions)
         self.root_path = root_path
-        self.concrete = dict(concrete)
+        self.concrete = concrete
+        self._passed: dict[str, Any] = {}
         self.owners = [root_path]
         self.call_counts: Counter[tuple[str, str]] = Counter()
+        self.changed: tuple[str, ...] = ()
+        """Attributes that the forward set while it was traced; they were set back."""
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: Any = None) -> fx.Graph:
         """Trace ``root``; everything that may go wrong in foreign code becomes a :class:`TraceFailure`."""
         if "forward" in vars(root):
             raise TraceFailure("its forward was replaced on the instance")
+        assert isinstance(root, nn.Module)
+        random_numbers = _random_states()
         try:
-            return super().trace(root, concrete_args)
+            with unchanged(root) as changed:
+                graph = super().trace(root, concrete_args)
         except TraceFailure:
             raise
         except Exception as error:  # foreign forward code can raise anything when given proxies
             raise TraceFailure(readable_reason(error)) from error
+        self.changed = tuple(changed)
+        for name, value in self._passed.items():
+            if value != self.concrete[name]:
+                raise TraceFailure(f"its forward changes its argument {name!r}")
+        if _random_states() != random_numbers:
+            raise TraceFailure("its forward draws random numbers that do not depend on its input, which a trace would freeze")
+        return graph
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Every value that a forward sees."""
+        return InPlaceProxy(node, self)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -105,7 +153,9 @@ class AddressingTracer(fx.Tracer):
                 raise TraceFailure(f"its forward takes a variable number of arguments (*{name})")
             default = () if parameter.default is parameter.empty else (parameter.default,)
             proxy = self.create_proxy("placeholder", name, default, {})
-            value = self.concrete.get(name, proxy)
+            value: Any = proxy
+            if name in self.concrete:
+                value = self._passed[name] = copied(self.concrete[name])
             if parameter.kind is parameter.KEYWORD_ONLY:
                 keywords[name] = value
             else:
@@ -130,6 +180,71 @@ class AddressingTracer(fx.Tracer):
             self.call_counts[owner, operation] += 1
             node.meta["address"] = Address(owner, operation, count)
         return node
+
+
+@contextmanager
+def unchanged(root: nn.Module) -> Iterator[list[str]]:
+    """Set back whatever attributes of ``root`` and the modules below it change meanwhile.
+
+    A forward may keep something on its module from one call to the next: a cache, a counter, its last input. Where that happens with
+    proxies or meta tensors it must not stay.
+
+    Yields:
+        A list that names the changed attributes afterwards. Constants that torch.fx stores on its root stay, and are not named.
+    """
+    before = [(path, module, dict(vars(module)), _contents(module)) for path, module in root.named_modules()]
+    changed: list[str] = []
+    try:
+        yield changed
+    finally:
+        for path, module, attributes, contents in before:
+            now = vars(module)
+            for name in [name for name in now if name not in attributes and not name.startswith("_tensor_constant")]:
+                changed.append(join_path(path, name))
+                del now[name]
+            for name, value in attributes.items():
+                if name not in now or now[name] is not value:
+                    changed.append(join_path(path, name))
+                    now[name] = value
+            for name, (held, items) in contents.items():
+                if not _same_items(held, items):
+                    changed.append(join_path(path, name))
+                    held.clear()
+                    if isinstance(held, list):
+                        held.extend(items)
+                    else:
+                        held.update(items)
+
+
+def _contents(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Lists, dictionaries and sets among a module's attributes, each with a copy."""
+    return {name: (value, value.copy()) for name, value in vars(module).items() if isinstance(value, (list, dict, set))}
+
+
+def _same_items(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(a[key] is b[key] for key in a)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True)) if isinstance(a, list) else bool(a == b)
+
+
+def _random_states() -> tuple[Any, ...]:
+    """The states of the random number generators that a forward may draw from, comparable with ``==``."""
+    numpy = sys.modules.get("numpy")
+    drawn = () if numpy is None else tuple(part.tobytes() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state())
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), drawn
+
+
+def copied(value: Any) -> Any:
+    """The same tensors and numbers in lists, tuples and dictionaries of their own: a forward may go on to fill those it was given."""
+    if type(value) in (list, tuple):
+        return type(value)(copied(item) for item in value)
+    return (
+        {key: copied(item) for key, item in value.items()}
+        if type(value) is dict
+        else copy.copy(value)
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def readable_reason(error: BaseException) -> str:

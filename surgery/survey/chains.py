@@ -140,5 +140,8 @@ def _keeps_size(node: fx.Node) -> bool:
 
 def _joins_one_source(node: fx.Node) -> bool:
     """An addition inside a response norm: one operand is computed from the other."""
-    first, second = tensor_inputs(node)[:2]
+    operands = tensor_inputs(node)
+    if len(operands) < 2:
+        return True  # a parameter, such as a position embedding, is added
+    first, second = operands[:2]
     return first in second.all_input_nodes or second in first.all_input_nodes

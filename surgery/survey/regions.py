@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chansurg.surgery.layer import RecipeLayer
-from chansurg.surgery.tracing import AddressingTracer, TraceFailure, join_path, readable_reason, untraced_modules
+from chansurg.surgery.tracing import AddressingTracer, TraceFailure, copied, join_path, readable_reason, unchanged, untraced_modules
 
 LAYERS: tuple[type[nn.Module], ...] = (
     nn.modules.conv._ConvNd,
@@ -124,7 +125,7 @@ def describe_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
             continue
         if not _is_plain(value):
             return Call(concrete, f"its argument {name!r} is neither a tensor nor a plain value")
-        concrete[name] = value
+        concrete[name] = copied(value)
     return Call(concrete)
 
 
@@ -162,15 +163,16 @@ class ShapeRecorder(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the module puts out; a batch norm's is shaped as its input, and computing that costs most of the time of all shapes."""
-        module = self.fetch_attr(target)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).__module__.startswith("torch.nn."):
-            return args[0]
-        return super().call_module(target, args, kwargs)
+        return args[0] if _is_plain_batch_norm(self.fetch_attr(target)) else super().call_module(target, args, kwargs)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The node's arguments, with the graph's immutable lists as ordinary ones: some functions change theirs in place."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         return tuple(_ordinary(arg) for arg in args), {name: _ordinary(arg) for name, arg in kwargs.items()}
+
+
+def _is_plain_batch_norm(module: Any) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).__module__.startswith("torch.nn.")
 
 
 def _ordinary(value: Any) -> Any:
@@ -182,22 +184,33 @@ def find_regions(network: nn.Module, example: torch.Tensor) -> Regions:
 
     Args:
         network: on the meta device, in eval mode (:func:`~chansurg.surgery.skeleton.meta_copy`).
-        example: a meta tensor ``[B, C, H, W]``, the network's input.
+        example: a meta tensor ``[B, C, H, W]``, the network's input; a network that needs several gets it as each of them.
     """
     regions = Regions()
     # A library's "not traceable" list holds for the modules of a network; a network that is on it is opened up, not taken as one call.
+    inputs = (example,) * _required_arguments(network)
     try:
-        call = describe_call(network, (example,), {}, torch.Tensor)
-        regions.found.append(_trace(network, "", call, (example,), {}))
+        call = describe_call(network, inputs, {}, torch.Tensor)
+        regions.found.append(_trace(network, "", call, inputs, {}))
     except TraceFailure as failure:
         regions.untraced[""] = str(failure)
-        seen = _observe(network, example)
+        seen = _observe(network, inputs)
         for name, child in network.named_children():
-            _descend(child, name, seen, example, regions)
+            _descend(child, name, seen, regions)
     return regions
 
 
-def _descend(module: nn.Module, path: str, seen: Mapping[str, tuple[Any, ...]], example: torch.Tensor, regions: Regions) -> None:
+def _required_arguments(network: nn.Module) -> int:
+    """How many inputs a network cannot do without; a pair of images, say. At least one."""
+    try:
+        parameters = list(inspect.signature(type(network).forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(1 for parameter in parameters if parameter.kind in positional and parameter.default is parameter.empty))
+
+
+def _descend(module: nn.Module, path: str, seen: Mapping[str, tuple[Any, ...]], regions: Regions) -> None:
     if not any(isinstance(child, LAYERS) for child in module.modules()):
         return
     if path in seen and not isinstance(module, LAYERS):
@@ -215,7 +228,7 @@ def _descend(module: nn.Module, path: str, seen: Mapping[str, tuple[Any, ...]], 
     elif path not in seen:
         regions.untraced[path] = "it was not reached when the network ran on shapes alone"
     for name, child in module.named_children():
-        _descend(child, f"{path}.{name}", seen, example, regions)
+        _descend(child, f"{path}.{name}", seen, regions)
 
 
 def _trace(module: nn.Module, path: str, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Region:
@@ -228,16 +241,51 @@ def _trace(module: nn.Module, path: str, call: Call, args: tuple[Any, ...], kwar
             node.meta["module"] = module.get_submodule(str(node.target))
     bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
     bound.apply_defaults()
-    inputs = list(bound.arguments.values())[1:]
+    inputs = [copied(value) for value in list(bound.arguments.values())[1:]]
+    wanted = _operations(module, args, kwargs)
+    computed = OperationLog()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computed:
             ShapeRecorder(region).run(*inputs)
     except Exception as error:  # a meta kernel may be missing, or the input size impossible for the network
         region.shapes_reason = readable_reason(error)
+        return region
+    if wanted is not None and wanted != computed.operations:
+        raise TraceFailure("its forward computes something else on tensors than on the stand-ins of a trace")
     return region
 
 
-def _observe(network: nn.Module, example: torch.Tensor) -> dict[str, tuple[Any, ...]]:
+class OperationLog(TorchDispatchMode):
+    """Notes every operation on meta tensors, with the shapes that come out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run the operation and note it."""
+        result = func(*args, **(kwargs or {}))
+        found = [item for item in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(item, torch.Tensor)]
+        if any(item.is_meta for item in found):
+            self.operations.append((str(func), tuple(tuple(item.shape) for item in found)))
+        return result
+
+
+def _operations(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:
+    """What a meta module computes when it is called for real; ``None`` where it cannot run on shapes alone."""
+    log = OperationLog()
+    try:
+        with torch.no_grad(), unchanged(module), log:
+            for part in module.modules():
+                if _is_plain_batch_norm(part):
+                    part.forward = lambda x: x  # as ShapeRecorder does it
+            module(*copied(args), **copied(dict(kwargs)))
+    except Exception:  # the same as for the trace: a missing meta kernel, or a decision by values
+        return None
+    return log.operations
+
+
+def _observe(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, tuple[Any, ...]]:
     """Run a meta network once and note how each module is first called, and how often."""
     seen: dict[str, tuple[Any, ...]] = {}
     handles = []
@@ -245,10 +293,10 @@ def _observe(network: nn.Module, example: torch.Tensor) -> dict[str, tuple[Any, 
     def watch(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if path in seen:
-                call, first_args, first_kwargs, count = seen[path]
-                seen[path] = (call, first_args, first_kwargs, count + 1)
+                *first, count = seen[path]
+                seen[path] = (*first, count + 1)
             else:
-                seen[path] = (describe_call(module, args, kwargs, torch.Tensor), args, kwargs, 1)
+                seen[path] = (describe_call(module, args, kwargs, torch.Tensor), copied(args), copied(kwargs), 1)
 
         return hook
 
@@ -256,8 +304,8 @@ def _observe(network: nn.Module, example: torch.Tensor) -> dict[str, tuple[Any, 
         if path:
             handles.append(module.register_forward_pre_hook(watch(path), with_kwargs=True))
     try:
-        with torch.no_grad():
-            network(example)
+        with torch.no_grad(), unchanged(network):
+            network(*inputs)
     except Exception:
         pass
     finally:

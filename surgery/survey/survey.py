@@ -89,6 +89,11 @@ class Survey:
             return [region.call]
         return region.calls.get(owner, [Call({})])
 
+    def owners(self, region: Region) -> list[str]:
+        """Paths of the modules whose own forwards make the region's calls: the region itself, and every module that was traced through."""
+        leaves = {node.meta["path"] for node in region.nodes if node.op == "call_module"}
+        return [region.path, *(path for path in region.calls if path not in leaves)]
+
     @staticmethod
     def _is_below(owner: str, path: str) -> bool:
         return not owner or path.startswith(f"{owner}.")
