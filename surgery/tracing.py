@@ -13,7 +13,7 @@ import inspect
 import operator
 import random
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partialmethod
@@ -138,6 +138,12 @@ class AddressingTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Every value that a forward sees."""
         return InPlaceProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """Values as a graph keeps them; torch.fx would make a plain dictionary of an ordered one."""
+        if isinstance(a, OrderedDict):
+            return self.create_proxy("call_function", OrderedDict, ([(key, value) for key, value in a.items()],), {}).node
+        return super().create_arg(a)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None

@@ -231,7 +231,8 @@ def downscale_sites(survey: Survey) -> tuple[list[DownscaleSite], list[Skip]]:
             if node not in reached_by_conv and site.in_channels == survey.input_size[0]:
                 skipped.append(Skip(path_of(node), "it is the stem"))
                 continue
-            reasons = [survey.uneditable(region, part, replaces=True) for part in (node, site.expand) if part is not None]
+            parts = [part for part in (node, site.expand) if part is not None]
+            reasons = [survey.uneditable(region, part, replaces=replaces) for part in parts for replaces in (True, False)]
             reason = next((reason for reason in reasons if reason is not None), None)
             if reason is not None:
                 skipped.append(Skip(path_of(node), reason))

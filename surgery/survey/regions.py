@@ -70,10 +70,11 @@ class Region:
 
 @dataclass
 class Regions:
-    """All regions of a network, and the parts that are in none with the reason."""
+    """All regions of a network, the parts that are in none with the reason, and then how often each module was called."""
 
     found: list[Region] = field(default_factory=list)
     untraced: dict[str, str] = field(default_factory=dict)
+    observed: dict[str, int] = field(default_factory=dict)
 
 
 class SurveyTracer(AddressingTracer):
@@ -195,6 +196,7 @@ def find_regions(network: nn.Module, example: torch.Tensor) -> Regions:
     except TraceFailure as failure:
         regions.untraced[""] = str(failure)
         seen = _observe(network, inputs)
+        regions.observed = {path: count for path, (*_, count) in seen.items()}
         for name, child in network.named_children():
             _descend(child, name, seen, regions)
     return regions
@@ -255,11 +257,11 @@ def _trace(module: nn.Module, path: str, call: Call, args: tuple[Any, ...], kwar
     return region
 
 
-class OperationLog(TorchDispatchMode):
+class OperationLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operation on meta tensors, with the shapes that come out."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +10,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from chansurg.surgery.edits import Address
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.skeleton import meta_copy
 from chansurg.surgery.survey.blocks import Block, Stage, find_blocks, find_stages
 from chansurg.surgery.survey.channels import ChannelSpaces
+from chansurg.surgery.survey.editability import Editability, is_own_child
+from chansurg.surgery.survey.kinds import path_of
 from chansurg.surgery.survey.regions import LAYERS, Call, Region, find_regions
 
 
@@ -28,6 +30,7 @@ class Survey:
         input_size: ``(C, H, W)`` that shapes were taken at.
         regions: the traced parts.
         untraced: path and reason of each part that could not be traced.
+        observed: how often each module was called when the network ran on shapes, where it could not be traced as a whole.
     """
 
     network: nn.Module
@@ -35,6 +38,7 @@ class Survey:
     input_size: tuple[int, ...]
     regions: list[Region]
     untraced: Mapping[str, str]
+    observed: Mapping[str, int] = field(default_factory=dict)
     _blocks: dict[str, list[Block]] = field(default_factory=dict)
     _spaces: dict[str, ChannelSpaces] = field(default_factory=dict)
 
@@ -55,9 +59,8 @@ class Survey:
         return self._spaces[region.path]
 
     @cached_property
-    def module_calls(self) -> Counter[str]:
-        """How often each layer is called, by path."""
-        return Counter(node.meta["path"] for region in self.regions for node in region.nodes if node.op == "call_module")
+    def _editability(self) -> Editability:
+        return Editability(self.network, self.regions, self.observed)
 
     def uneditable(self, region: Region, node: fx.Node, *, replaces: bool) -> str | None:
         """Why the call at ``node`` cannot be edited, or ``None``.
@@ -65,19 +68,16 @@ class Survey:
         Args:
             region: where the node is.
             node: a call.
-            replaces: whether the called module itself would change, and not only this call of it.
+            replaces: the called module itself would change, in its place; else the code that makes the call would.
         """
         address = node.meta.get("address")
-        if address is None:
+        if not isinstance(address, Address):
             return "it is no call"
-        if replaces and node.op == "call_module" and self.module_calls[node.meta["path"]] > 1:
-            return "it is called more than once"
-        if "@" in address.operation or (node.op == "call_module" and not self._is_below(address.owner, node.meta["path"])):
+        if not is_own_child(address.owner, node):
             return "it is shared with another part of the network"
-        calls = self.calls(region, address.owner)
-        if len(calls) > 1:
-            return f"{address.owner} is called {len(calls)} times"
-        return calls[0].reason
+        if replaces:
+            return self._editability.of_module(path_of(node))
+        return self._editability.of_call(region, address, self.calls(region, address.owner))
 
     def signature(self, region: Region, owner: str) -> Mapping[str, Any]:
         """The non-tensor arguments with which ``owner`` is called."""
@@ -93,10 +93,6 @@ class Survey:
         """Paths of the modules whose own forwards make the region's calls: the region itself, and every module that was traced through."""
         leaves = {node.meta["path"] for node in region.nodes if node.op == "call_module"}
         return [region.path, *(path for path in region.calls if path not in leaves)]
-
-    @staticmethod
-    def _is_below(owner: str, path: str) -> bool:
-        return not owner or path.startswith(f"{owner}.")
 
 
 def survey(network: nn.Module, input_size: tuple[int, ...]) -> Survey:
@@ -127,4 +123,4 @@ def survey(network: nn.Module, input_size: tuple[int, ...]) -> Survey:
                 not_done="It was not surveyed, and nothing was changed.",
                 to_do="Pass its input size: --input-size C,H,W, or input_size=(C, H, W).",
             )
-    return Survey(meta, network, tuple(input_size), regions.found, dict(regions.untraced))
+    return Survey(meta, network, tuple(input_size), regions.found, dict(regions.untraced), dict(regions.observed))
