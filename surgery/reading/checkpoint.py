@@ -34,6 +34,8 @@ _EMA_ENTRIES = (
     *("teacher", "shadow_params"),
 )
 _NEVER_WEIGHTS = ("optim", "sched", "scaler", "amp", "rng", "hyper_parameters", "callbacks", "loops", "args")
+# Some frameworks nest three deep.
+_DEEPEST_NESTING = 6
 _AGAIN = "copy or download the file again"
 
 
@@ -153,8 +155,11 @@ def _unreadable(file: Path, container: Container, error: Exception, *, trust_pic
     )
 
 
-def _weights_in(content: Any) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """Tensors, where they lay, and what lay beside them."""
+def _weights_in(content: Any, seen: frozenset[int] = frozenset()) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Tensors, where they lay, and what lay beside them; ``seen`` is what it lies in."""
+    if id(content) in seen or len(seen) > _DEEPEST_NESTING:
+        return {}, "", ()
+    seen |= {id(content)}
     if isinstance(content, nn.Module):
         return dict(content.state_dict()), "", ()
     if isinstance(content, list | tuple):
@@ -165,7 +170,7 @@ def _weights_in(content: Any) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     for name in (*_MAIN_ENTRIES, *_EMA_ENTRIES):
         inner = entries.get(name)
         if isinstance(inner, Mapping | nn.Module):
-            tensors, deeper, beside_inner = _weights_in(inner)
+            tensors, deeper, beside_inner = _weights_in(inner, seen)
             if tensors:
                 beside = (*_beside(entries, name), *beside_inner)
                 return tensors, f"{name}.{deeper}" if deeper else name, beside
@@ -176,7 +181,7 @@ def _weights_in(content: Any) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
         key: found
         for key, value in entries.items()
         if isinstance(value, Mapping | nn.Module) and not key.lower().startswith(_NEVER_WEIGHTS)
-        if (found := _weights_in(value)[0])
+        if (found := _weights_in(value, seen)[0])
     }
     if len(parts) == 1:
         ((name, tensors),) = parts.items()
@@ -196,8 +201,8 @@ def _check_numbers(tensors: Mapping[str, Tensor], file: Path) -> None:
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
             kind = "no data" if tensor.is_meta else "sparse or quantised numbers"
             raise unusable(file, f"The tensor '{name}' holds {kind}, which surgery cannot work on.", "save dense tensors")
-        if tensor.untyped_storage().nbytes() > limit:
-            raise unusable(file, f"The file is damaged: '{name}' claims more bytes than the file has.", _AGAIN)
+        if tensor.untyped_storage().nbytes() > limit or tensor.numel() > limit:
+            raise unusable(file, f"The file is damaged: '{name}' claims more numbers than the file has.", _AGAIN)
         if not _is_finite(tensor):
             raise unusable(
                 file,

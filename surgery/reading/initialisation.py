@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 # A function that is let through runs with this mode off, so those of torch.nn.init that arrive whole are stopped by their own names.
@@ -23,8 +23,19 @@ _RANDOM = frozenset(
 )
 
 
+_PATIENCE = 8
+
+
 class _DrawNothing(TorchFunctionMode):
-    """Turns random in-place initialisation into nothing at all."""
+    """Turns the random in-place initialisation of parameters into nothing at all.
+
+    Whatever is no parameter is drawn as ever, and so is a parameter that is drawn again and again: some initialisers draw until they
+    like what they see (rejection sampling), and would never like memory that nothing is written to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws: dict[int, tuple[nn.Parameter, int]] = {}
 
     def __torch_function__(
         self,
@@ -36,23 +47,30 @@ class _DrawNothing(TorchFunctionMode):
         keywords = dict(kwargs or {})
         if getattr(func, "__name__", "") in _RANDOM:
             tensor = args[0] if args else keywords.get("tensor")
-            if isinstance(tensor, Tensor):
-                return tensor
+            if isinstance(tensor, nn.Parameter):
+                # The parameter is kept with its count, so that its id is not given to another one.
+                count = self.draws.get(id(tensor), (tensor, 0))[1] + 1
+                self.draws[id(tensor)] = (tensor, count)
+                if count <= _PATIENCE:
+                    return tensor
         return func(*args, **keywords)
+
+
+def _left_as_it_is(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+    return tensor
 
 
 @contextmanager
 def random_initialisers_skipped() -> Iterator[None]:
     """Within this, parameters keep whatever their memory held; the global random state is left as it was."""
-    orthogonal = torch.nn.init.orthogonal_
-
-    def leave(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
-        return tensor
-
-    # An orthogonal matrix is factorised from drawn numbers: without those it would be slow work on garbage.
-    torch.nn.init.orthogonal_ = leave
+    # These do more than draw: an orthogonal matrix is factorised, a truncated normal distribution is sampled by rejection.
+    skipped = [name for name in ("orthogonal_", "_no_grad_trunc_normal_") if hasattr(nn.init, name)]
+    originals = {name: getattr(nn.init, name) for name in skipped}
     try:
+        for name in skipped:
+            setattr(nn.init, name, _left_as_it_is)
         with torch.random.fork_rng(devices=[]), _DrawNothing():
             yield
     finally:
-        torch.nn.init.orthogonal_ = orthogonal
+        for name, original in originals.items():
+            setattr(nn.init, name, original)

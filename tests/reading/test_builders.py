@@ -71,6 +71,30 @@ def test_building_leaves_the_random_state_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+class Picky(nn.Module):
+    """Draws until it likes what it sees, as some initialisers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        nn.init.zeros_(self.linear.weight)
+        while not bool((self.linear.weight.abs() > 1e-3).all()):
+            nn.init.normal_(self.linear.weight)
+
+
+def test_skipping_initialisers_ends_and_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import types
+
+    module = types.ModuleType("picky_networks")
+    module.Picky = Picky  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "picky_networks", module)
+    for _ in range(3):
+        build(Architecture("factory", "picky_networks:Picky"), device="cpu", initialise=False)
+    assert nn.init.trunc_normal_(torch.full((1000,), 9.0), std=0.1).abs().max() < 1
+    matrix = nn.init.orthogonal_(torch.empty(4, 4))
+    assert torch.allclose(matrix @ matrix.T, torch.eye(4), atol=1e-5)
+
+
 def test_fresh_weights_are_the_librarys_and_follow_the_seed() -> None:
     architecture = Architecture("torchvision", "resnet18", {"num_classes": 3})
     torch.manual_seed(5)

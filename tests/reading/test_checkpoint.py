@@ -267,6 +267,24 @@ def test_no_tensors(tmp_path: Path, content: Any) -> None:
     assert "no tensors" in refused(tmp_path / "none.pth").what
 
 
+def test_nesting_without_an_end(tmp_path: Path) -> None:
+    loop: dict[str, Any] = {}
+    loop["model"] = loop
+    torch.save(loop, tmp_path / "loop.pth")
+    assert "no tensors" in refused(tmp_path / "loop.pth").what
+    # Small as a file, and 2^40 entries for who follows every path.
+    doubled: dict[str, Any] = {}
+    for _ in range(40):
+        doubled = {"a": doubled, "b": doubled}
+    torch.save(doubled, tmp_path / "doubled.pth")
+    assert "no tensors" in refused(tmp_path / "doubled.pth").what
+
+
+def test_tensors_that_claim_more_than_the_file_holds(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1).expand(2**20, 2**20)}, tmp_path / "huge.pth")
+    assert "'w'" in refused(tmp_path / "huge.pth").what
+
+
 def test_tensors_that_hold_no_dense_numbers(tmp_path: Path) -> None:
     torch.save({"w": torch.eye(3).to_sparse()}, tmp_path / "sparse.pth")
     assert "'w'" in refused(tmp_path / "sparse.pth").what
