@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
@@ -102,17 +103,25 @@ def _library_architecture(model: nn.Module) -> Architecture | None:
     # Networks of timm say what they were built as; many share all names and shapes with others.
     stated = getattr(model, "pretrained_cfg", None) if home == "timm" else None
     name = stated.get("architecture") if isinstance(stated, dict) else None
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in model.state_dict(keep_vars=True).items())
+    found = _recognised(shapes, name if isinstance(name, str) else None)
+    if found is None or found.source not in (home, "cifar"):
+        return None
     try:
-        found = recognise(shapes, architecture=Architecture("timm", name) if isinstance(name, str) else None).architecture
-        if found.source not in (home, "cifar"):
-            return None
         if getattr(model, "transform_input", False):
             found = replace(found, kwargs={**found.kwargs, "transform_input": True})
         twin = build(found)
     except InputError:
         return None
     return None if differences(model, twin) else found
+
+
+@lru_cache(maxsize=64)
+def _recognised(shapes: tuple[tuple[str, tuple[int, ...]], ...], timm_name: str | None) -> Architecture | None:
+    try:
+        return recognise(dict(shapes), architecture=None if timm_name is None else Architecture("timm", timm_name)).architecture
+    except InputError:
+        return None
 
 
 def library_versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ group. A later calibration can choose better from data; :func:`strongest` and :f
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -171,7 +172,7 @@ class _Draft:
         module = module_of(node)
         assert module is not None
         address = self._address(node)
-        name = f"{address.operation.removeprefix('self.').replace('.', '_')}_pix"
+        name = self._free_name(address.owner, f"{address.operation.removeprefix('self.').replace('.', '_')}_pix")
         layer = self._layer(len(channels), width, zeta, channel_dim, subsets)
         self._structural.append(Insert(address, name, layer))
         self._sign(region, node)
@@ -231,6 +232,12 @@ class _Draft:
         address = node.meta["address"]
         assert isinstance(address, Address)
         return address
+
+    def _free_name(self, owner: str, name: str) -> str:
+        """The name, numbered where an earlier conversion took it."""
+        taken = self.survey.original.get_submodule(owner)
+        names = (name if number == 1 else f"{name}{number}" for number in itertools.count(1))
+        return next(candidate for candidate in names if not hasattr(taken, candidate))
 
     def _sign(self, region: Region, node: fx.Node) -> None:
         owner = self._address(node).owner

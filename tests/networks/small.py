@@ -89,3 +89,36 @@ def vgg16_with_global_pooling() -> nn.Module:
     network.avgpool = nn.AdaptiveAvgPool2d(1)
     network.classifier = nn.Linear(512, 1000)
     return network
+
+
+def vision_transformer() -> nn.Module:
+    """A ViT of two blocks for 32x32 images."""
+    return torchvision.models.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, dropout=0.1, num_classes=5)
+
+
+def swin() -> nn.Module:
+    """A Swin of four blocks for 32x32 images, with stochastic depth; its index of relative positions is in no state dict."""
+    return torchvision.models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=[2, 2], stochastic_depth_prob=0.5, num_classes=5
+    )
+
+
+def convnext() -> nn.Module:
+    """A ConvNeXt of two stages, with stochastic depth."""
+    from torchvision.models.convnext import CNBlockConfig
+
+    return torchvision.models.ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)], stochastic_depth_prob=0.5, num_classes=5)
+
+
+def beit() -> nn.Module:
+    """A BEiT of two blocks for 32x32 images; its index of relative positions is in no state dict."""
+    from timm.models.beit import Beit
+
+    return Beit(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, use_rel_pos_bias=True, num_classes=5)
+
+
+def levit() -> nn.Module:
+    """A LeViT of two stages for 64x64 images; its attention's index is in no state dict."""
+    from timm.models.levit import Levit
+
+    return Levit(img_size=64, embed_dim=(32, 64), key_dim=8, depth=(1, 1), num_heads=(2, 4), num_classes=5)

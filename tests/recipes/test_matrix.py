@@ -1,0 +1,418 @@
+"""What every recipe must do to every network: one matrix, no tolerances, no exceptions for a method.
+
+A conversion gives a network that differs from the original where it should and nowhere else, that trains, and that comes back from its
+file, from a copy and from a compiler as the same function, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from networks import small
+from torch import Tensor, nn
+
+import chansurg
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network to convert: how it is built, the side of its images, and the factory that loading has to be told of, if any."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    side: int = 32
+    factory: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def inputs(self, batch_size: int = 2) -> Tensor:
+        return torch.randn(batch_size, 3, self.side, self.side, generator=torch.Generator().manual_seed(1))
+
+
+def of_torchvision(name: str, side: int = 64, **arguments: Any) -> Network:
+    return Network(name, lambda: torchvision.models.get_model(name, weights=None, **arguments), side)
+
+
+def of_factory(name: str, side: int = 32, needs: str | None = None) -> Network:
+    def build() -> nn.Module:
+        if needs is not None:
+            pytest.importorskip(needs)
+        return getattr(small, name)()
+
+    return Network(name, build, side, f"networks.small:{name}")
+
+
+def of_timm(name: str, side: int) -> Network:
+    return Network(f"timm-{name}", lambda: pytest.importorskip("timm").create_model(name), side)
+
+
+SMALL = [
+    of_factory("small"),
+    of_factory("tied"),
+    Network("cifar-resnet20", lambda: chansurg.load("cifar/resnet20")),
+    of_factory("vision_transformer"),
+    of_factory("swin"),
+    of_factory("convnext", 64),
+    of_factory("beit", needs="timm"),
+    of_factory("levit", 64, needs="timm"),
+]
+LARGE = [
+    of_torchvision("resnet18"),
+    of_torchvision("resnet50"),
+    of_torchvision("mobilenet_v2"),
+    of_torchvision("densenet121"),
+    of_torchvision("googlenet", init_weights=False, aux_logits=False),
+    of_torchvision("regnet_y_400mf"),
+    of_timm("mobilenetv1_100", 64),
+    of_timm("efficientvit_m0", 224),
+]
+
+# Where a recipe has nothing to do: (recipe, its option, the option's value) -> networks.
+NOWHERE = {
+    ("pix", "mode", "squeeze"): {"levit", "cifar-resnet20", "resnet18", "mobilenet_v2", "timm-mobilenetv1_100"},
+    ("pix", "mode", "downscale"): {"vision_transformer", "swin", "beit"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One recipe with one choice of options on one network."""
+
+    network: Network
+    recipe: str
+    options: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        return "-".join([self.recipe, str(self.network), *(f"{value}" for _, value in self.options)])
+
+    @property
+    def applies(self) -> bool:
+        return not any(self.network.name in networks and (name, value) in self.options for (_, name, value), networks in NOWHERE.items())
+
+    def convert(self, network: nn.Module, **arguments: Any) -> nn.Module:
+        size = (3, self.network.side, self.network.side)
+        return chansurg.convert(network, self.recipe, input_size=size, **{**dict(self.options), **arguments})
+
+
+def option_sets(recipe: str, *, every: bool) -> list[tuple[tuple[str, Any], ...]]:
+    """The modes of a recipe; with ``every`` each choice of each of its options once, too."""
+    fields = [field for field in dataclasses.fields(chansurg.installed_recipes()[recipe].Options) if field.metadata["choices"]]
+    modes = [(("mode", mode),) for field in fields if field.name == "mode" for mode in field.metadata["choices"]] or [()]
+    others = [((f.name, choice),) for f in fields if f.name != "mode" for choice in f.metadata["choices"] if choice != f.default]
+    return [*modes, *((*modes[-1], *other) for other in (others if every else []))]
+
+
+def cases(networks: list[Network], *, every: bool = False) -> list[Any]:
+    found = [
+        Case(n, recipe, options)
+        for n in networks
+        for recipe in chansurg.installed_recipes()
+        for options in option_sets(recipe, every=every)
+    ]
+    return [pytest.param(case, id=str(case)) for case in found if case.applies]
+
+
+def lively(network: nn.Module, x: Tensor) -> nn.Module:
+    """The network with statistics of its own activations and nothing left at zero, as if it had been trained, in eval mode."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.1)
+        for norm in norms:
+            norm.momentum = 1.0
+        network.train()(x)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return network.eval()
+
+
+@cache
+def original(network: Network) -> nn.Module:
+    torch.manual_seed(0)
+    return lively(network.build(), network.inputs(4))
+
+
+@cache
+def converted(case: Case) -> nn.Module:
+    return case.convert(original(case.network))
+
+
+def outputs(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(x)
+
+
+def fingerprint(network: nn.Module) -> dict[str, Any]:
+    """Everything about a network that converting a copy of it must not touch."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
+    return {
+        "tensors": {
+            name: (hashlib.sha256(t.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest(), t.stride(), t.requires_grad)
+            for name, t in network.state_dict(keep_vars=True).items()
+            if t.ndim
+        },
+        "modules": {
+            path: (
+                id(type(m)),
+                m.training,
+                *(tuple(getattr(m, name)) for name in hooks),
+                {k: id(v) for k, v in vars(m).items() if k[0] != "_"},
+            )
+            for path, m in network.named_modules()
+        },
+    }
+
+
+def reload(network: nn.Module, case: Case, folder: Path) -> nn.Module:
+    path = folder / "model.safetensors"
+    chansurg.save(network, path)
+    return chansurg.load(path, arch=case.network.factory)
+
+
+@pytest.mark.parametrize("case", [*cases(SMALL, every=True), *cases(LARGE)])
+def test_copies_and_files_are_the_same_function_and_the_original_is_untouched(case: Case, tmp_path: Path) -> None:
+    network = original(case.network)
+    before = fingerprint(network)
+    new = converted(case)
+    entry = chansurg.record_of(new).journal[-1]
+    assert fingerprint(network) == before
+    x = case.network.inputs()
+    expected = outputs(new, x)
+    assert expected.isfinite().all()
+    assert not torch.equal(expected, outputs(network, x))
+    assert torch.equal(outputs(copy.deepcopy(new), x), expected)
+    loaded = reload(new, case, tmp_path)
+    assert torch.equal(outputs(loaded, x), expected)
+    assert fingerprint(loaded)["tensors"] == fingerprint(new)["tensors"]
+    assert [(path, type(m).__qualname__) for path, m in loaded.named_modules()] == [
+        (p, type(m).__qualname__) for p, m in new.named_modules()
+    ]
+    assert isinstance(new, type(network))
+    assert isinstance(loaded, type(network))
+    assert chansurg.record_of(loaded).journal == chansurg.record_of(new).journal
+    kept = network.state_dict()
+    for name, tensor in new.state_dict().items():
+        if name in entry.new:
+            assert name not in kept
+        elif name in entry.sliced:
+            assert tensor.shape != kept[name].shape
+        else:
+            assert torch.equal(tensor, kept[name])
+    assert set(entry.removed) == kept.keys() - new.state_dict().keys()
+    assert entry.new
+    assert entry.before["params"] == sum(p.numel() for p in network.parameters())
+    assert entry.after["params"] == sum(p.numel() for p in new.parameters())
+
+
+@pytest.mark.parametrize("network", [n for n in [*SMALL, *LARGE] if any(n.name in names for names in NOWHERE.values())], ids=str)
+def test_where_there_is_nothing_to_do_it_says_why_and_touches_nothing(network: Network) -> None:
+    model = original(network)
+    before = fingerprint(model)
+    for (recipe, name, value), networks in NOWHERE.items():
+        if network.name in networks:
+            with pytest.raises(chansurg.Refusal, match="found no site"):
+                Case(network, recipe, ((name, value),)).convert(model)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("case", cases(SMALL))
+def test_in_place_is_the_same_as_a_copy(case: Case) -> None:
+    model = copy.deepcopy(original(case.network))
+    new = case.convert(model, inplace=True)
+    assert new is model
+    x = case.network.inputs()
+    assert torch.equal(outputs(new, x), outputs(converted(case), x))
+    assert chansurg.record_of(new) == chansurg.record_of(converted(case))
+
+
+@pytest.mark.parametrize("case", cases(SMALL))
+def test_the_same_seed_gives_the_same_bytes_and_another_one_other_new_tensors_only(case: Case, tmp_path: Path) -> None:
+    files = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(files))  # the global generator must not matter
+        new = case.convert(original(case.network), seed=seed)
+        chansurg.save(new, tmp_path / name)
+        files[name] = (tmp_path / name).read_bytes()
+    assert files["a"] == files["b"]
+    assert files["a"] != files["c"]
+    one, other = converted(case).state_dict(), new.state_dict()
+    differ = {name for name in one if not torch.equal(one[name], other[name])}
+    assert differ
+    assert differ <= set(chansurg.record_of(new).journal[-1].new)
+
+
+@pytest.mark.parametrize("case", cases(SMALL))
+def test_a_file_holds_no_path_and_no_time(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    chansurg.save(converted(case), tmp_path / "a.safetensors")
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    chansurg.save(converted(case), other / "b.safetensors")
+    written = (tmp_path / "a.safetensors").read_bytes()
+    assert written == (other / "b.safetensors").read_bytes()
+    header = written[: 8 + int.from_bytes(written[:8], "little")]
+    assert str(tmp_path).encode() not in header
+    assert str(Path.cwd()).encode() not in header
+    assert str(Path.home()).encode() + b"/" not in header
+
+
+@pytest.mark.parametrize("case", cases(SMALL))
+def test_training_reaches_every_parameter_and_moves_statistics_in_train_mode_only(case: Case) -> None:
+    new = copy.deepcopy(converted(case))
+    x = case.network.inputs(4)
+    statistics = {name: t.clone() for name, t in new.state_dict().items() if "running_" in name}
+    new(x)
+    assert all(torch.equal(t, new.state_dict()[name]) for name, t in statistics.items())
+    trainable = {name for name, p in original(case.network).named_parameters() if p.requires_grad}
+    torch.manual_seed(0)
+    loss = sum(new.train()(x).square().sum() for _ in range(8))  # several, since stochastic depth drops whole branches
+    assert all(not torch.equal(t, new.state_dict()[name]) for name, t in statistics.items())
+    loss.backward()
+    new_tensors = set(chansurg.record_of(new).journal[-1].new)
+    for name, parameter in new.named_parameters():
+        if name in trainable or name in new_tensors:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+        if name in new_tensors:
+            assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("case", cases([n for n in SMALL if n.name not in ("tied", "cifar-resnet20", "beit", "levit")]))
+def test_dropout_and_stochastic_depth_stay_alive(case: Case) -> None:
+    new = copy.deepcopy(converted(case)).train()
+    x = case.network.inputs()
+    torch.manual_seed(0)
+    first = outputs(new, x)
+    assert not torch.equal(first, outputs(new, x))
+    new.eval()
+    assert torch.equal(outputs(new, x), outputs(new, x))
+
+
+@pytest.mark.parametrize("case", cases(SMALL))
+def test_hooks_of_what_is_still_there_still_fire(case: Case) -> None:
+    def fired_by(model: nn.Module) -> set[str]:
+        fired.clear()
+        outputs(model, case.network.inputs())
+        return set(fired)
+
+    fired: list[str] = []
+    model = copy.deepcopy(original(case.network))
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda module, args, output, path=path: fired.append(path))
+    before = fired_by(model)
+    new = case.convert(model, inplace=True)
+    replaced = {name.rpartition(".")[0] for name in chansurg.record_of(new).journal[-1].new}
+    assert fired_by(new) == {path for path, _ in new.named_modules()} & before - replaced
+    assert "" in before
+
+
+@pytest.mark.parametrize("case", cases(SMALL))
+def test_a_conversion_on_top_is_undone_to_exactly_the_first_file(case: Case, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    chansurg.save(converted(case), first)
+    bytes_of_first = first.read_bytes()
+    x = case.network.inputs()
+    expected = outputs(chansurg.load(first, arch=case.network.factory), x)
+    twice = 0
+    for options in option_sets(case.recipe, every=False):
+        again = Case(case.network, case.recipe, options)
+        try:
+            new = again.convert(chansurg.load(first, arch=case.network.factory))
+        except chansurg.Refusal:
+            continue
+        twice += 1
+        chansurg.save(new, second)
+        loaded = chansurg.load(second, arch=case.network.factory)
+        assert torch.equal(outputs(loaded, x), outputs(new, x))
+        assert not torch.equal(outputs(new, x), expected)
+        assert [e.parent_file for e in chansurg.history(second).journal] == [None, "first.safetensors"]
+        assert chansurg.undo(second) == first
+        back = tmp_path / "back.safetensors"
+        chansurg.undo(second, output=back)
+        assert back.read_bytes() == bytes_of_first
+        assert torch.equal(outputs(chansurg.load(back, arch=case.network.factory), x), expected)
+        back.unlink()
+    assert twice or ("mode", "squeeze") in case.options
+
+
+EXPORTED = [n for n in SMALL if n.name in ("small", "cifar-resnet20", "vision_transformer", "convnext")]
+
+
+@pytest.mark.parametrize("case", cases(EXPORTED))
+def test_export_with_a_free_batch_axis(case: Case) -> None:
+    new = converted(case)
+    exported = torch.export.export(new, (case.network.inputs(2),), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    for batch_size in (2, 5):
+        x = case.network.inputs(batch_size)
+        assert torch.allclose(outputs(exported, x), outputs(new, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", cases(EXPORTED))
+def test_compiling_the_whole_graph(case: Case) -> None:
+    torch._dynamo.reset()
+    new = copy.deepcopy(converted(case))
+    compiled = torch.compile(new, backend="eager", fullgraph=True)
+    x = case.network.inputs()
+    assert torch.equal(outputs(compiled, x), outputs(new, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", cases(SMALL))
+def test_every_precision_survives_conversion_and_file(case: Case, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = copy.deepcopy(original(case.network)).to(dtype)
+    new = case.convert(model)
+    assert {t.dtype for t in new.state_dict().values() if t.is_floating_point()} == {dtype}
+    x = case.network.inputs().to(dtype)
+    expected = outputs(new, x)
+    assert expected.dtype == dtype
+    loaded = reload(new, case, tmp_path)
+    assert {n: (t.dtype, t.shape) for n, t in loaded.state_dict().items()} == {n: (t.dtype, t.shape) for n, t in new.state_dict().items()}
+    assert torch.equal(outputs(loaded, x), expected)
+
+
+@pytest.mark.parametrize("case", cases(SMALL, every=True))
+def test_channels_last_survives_conversion_and_file(case: Case, tmp_path: Path) -> None:
+    model = copy.deepcopy(original(case.network)).to(memory_format=torch.channels_last)
+    new = case.convert(model)
+    strides = {name: t.stride() for name, t in new.state_dict().items()}
+    for name, t in new.state_dict().items():
+        if t.ndim == 4 and name in chansurg.record_of(new).journal[-1].sliced:
+            assert t.is_contiguous(memory_format=torch.channels_last)
+            assert t.stride() == torch.empty(t.shape).to(memory_format=torch.channels_last).stride(), name
+    x = case.network.inputs().to(memory_format=torch.channels_last)
+    expected = outputs(new, x)
+    loaded = reload(new, case, tmp_path)
+    assert {name: t.stride() for name, t in loaded.state_dict().items()} == strides
+    assert torch.equal(outputs(loaded, x), expected)
+
+
+@pytest.mark.parametrize("case", cases([n for n in SMALL if n.name == "tied"]))
+def test_tied_weights_stay_tied(case: Case, tmp_path: Path) -> None:
+    new = converted(case)
+    for network in (new, reload(new, case, tmp_path), copy.deepcopy(new)):
+        assert network.second.weight is network.fc.weight
+        assert len(dict(network.named_parameters())) < len(dict(network.named_parameters(remove_duplicate=False)))
+
+
+@pytest.mark.parametrize("case", cases(SMALL))
+def test_a_state_dict_of_a_converted_network_fits_another_conversion_of_its_kind(case: Case) -> None:
+    buffer = io.BytesIO()
+    torch.save(converted(case).state_dict(), buffer)
+    other = case.convert(original(case.network), seed=5)
+    other.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+    x = case.network.inputs()
+    assert torch.equal(outputs(other, x), outputs(converted(case), x))
