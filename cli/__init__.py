@@ -11,6 +11,7 @@ def main() -> None:
         from chansurg.cli.application import run
 
         code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # while starting, or while telling of an earlier one
+    except KeyboardInterrupt:  # while starting, before the command could take care of it
+        print("Interrupted; nothing was written.", file=sys.stderr)
         code = 130
     sys.exit(code)

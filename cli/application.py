@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from chansurg.cli.command import exposed
+from chansurg.cli.failures import fail
 from chansurg.cli.recipe_options import recipe_parameters
 from chansurg.cli.reporting import Report
 from chansurg.surgery.errors import InputError
@@ -62,6 +63,8 @@ def run(arguments: Sequence[str]) -> int:
     except UsageError as error:
         report = Report(as_json="--json" in arguments)
         return _usage(report, error)
+    except typer.Abort:  # some versions make an interrupt during parsing of it
+        return fail(Report(as_json="--json" in arguments), KeyboardInterrupt())
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from chansurg.cli.failures import fail
+from chansurg.cli.interrupts import interrupted, watching
 from chansurg.cli.reporting import Report
 
 SHARED = "Output"
@@ -44,11 +45,11 @@ def exposed(command: Callable[..., int | None], extra: Sequence[inspect.Paramete
     @functools.wraps(command)
     def called(*, as_json: bool, quiet: bool, verbose: bool, **values: Any) -> int:
         report = Report(as_json=as_json, quiet=quiet, verbose=verbose)
-        with _surroundings(report):
+        with _surroundings(report), watching():
             try:
                 return command(report, **values) or 0
             except (Exception, KeyboardInterrupt) as error:
-                return fail(report, error)
+                return fail(report, KeyboardInterrupt() if interrupted() else error)
 
     del called.__wrapped__  # typer must not look behind this signature
     called.__signature__ = signature.replace(parameters=[*keyword_only, *shared], return_annotation=int)  # type: ignore[attr-defined]

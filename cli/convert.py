@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from chansurg.cli.changes import Change, changes, changes_table, layers_at
+from chansurg.cli.interrupts import stop_if_interrupted
 from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, existing_input, read_model, stem
 from chansurg.cli.numbers import by_reason, counts_table, path_list
 from chansurg.cli.output_file import check_output
@@ -68,6 +69,7 @@ def convert(
     entry = chansurg.record_of(network).journal[-1]
     found = changes(plan.edits, before, layers_at(network, plan.edits))
     kept = len(network.state_dict()) - len(entry.new) - len(entry.sliced)
+    stop_if_interrupted()
     if not dry_run:
         chansurg.save(network, target)
     seconds = time.perf_counter() - start

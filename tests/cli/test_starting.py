@@ -51,30 +51,20 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
         assert ran.stderr == ""
 
 
-def test_an_interrupt_ends_with_130_one_line_and_no_file(resnet20: Path, tmp_path: Path) -> None:
-    (tmp_path / "interrupting.py").write_text("import os, signal\ndef network():\n    os.kill(os.getpid(), signal.SIGINT)\n")
-    root = Path(__file__).parents[2]
-    line = [
-        sys.executable,
-        "-m",
-        "chansurg",
-        "convert",
-        str(resnet20),
-        "--recipe",
-        "pix",
-        "--arch",
-        "interrupting:network",
-        "-o",
-        "out.safetensors",
-    ]
-    ran = subprocess.run(
-        line,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize("swallowed", ["", "try:", "try and fail:"])
+def test_an_interrupt_ends_with_130_one_line_and_no_file(tmp_path: Path, swallowed: str) -> None:
+    network = "from torch import nn\nnetwork = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))\n"
+    interrupt = "import os, signal\n"
+    if swallowed:
+        interrupt += "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    else:
+        interrupt += "os.kill(os.getpid(), signal.SIGINT)\n"
+    if "fail" in swallowed:
+        interrupt += "raise ImportError('cannot load it twice')\n"
+    (tmp_path / "interrupting.py").write_text(interrupt + network)
+    line = [sys.executable, "-m", "chansurg", "convert", "interrupting:network", "--recipe", "pix", "--mode", "downscale", "-q"]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    ran = subprocess.run([*line, "--input-size", "8"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 130, ran.stderr
     assert ran.stderr.splitlines() == ["Interrupted; nothing was written."]
     assert ran.stdout == ""
