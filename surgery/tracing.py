@@ -17,12 +17,17 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partialmethod
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import checkpoint as checkpointing
 
 from chansurg.surgery.edits import Address
+
+
+_RECOMPUTING = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
 
 
 class TraceFailure(Exception):
@@ -121,7 +126,7 @@ class AddressingTracer(fx.Tracer):
         assert isinstance(root, nn.Module)
         random_numbers = _random_states()
         try:
-            with unchanged(root) as changed:
+            with unchanged(root) as changed, _recomputing_refused():
                 graph = super().trace(root, concrete_args)
         except TraceFailure:
             raise
@@ -186,6 +191,24 @@ class AddressingTracer(fx.Tracer):
             self.call_counts[owner, operation] += 1
             node.meta["address"] = Address(owner, operation, count)
         return node
+
+
+@contextmanager
+def _recomputing_refused() -> Iterator[None]:
+    """Refuse forwards that recompute activations in the backward pass: a trace would go through, and the saving would be gone unnoticed."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise TraceFailure("its forward recomputes activations in the backward pass (torch.utils.checkpoint)")
+
+    # Whatever name a forward knows torch.utils.checkpoint.checkpoint by, it comes down to one of these; their names vary with the version.
+    real = {name: value for name, value in vars(checkpointing).items() if name.startswith(_RECOMPUTING)}
+    try:
+        for name in real:
+            setattr(checkpointing, name, SimpleNamespace(apply=refuse) if name == "CheckpointFunction" else refuse)
+        yield
+    finally:
+        for name, value in real.items():
+            setattr(checkpointing, name, value)
 
 
 @contextmanager

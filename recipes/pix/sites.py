@@ -22,8 +22,10 @@ from chansurg.surgery.survey import Block, Region, Survey
 from chansurg.surgery.survey.chains import Tail, feeding_layer, feeds_addition, feeds_spatial_conv, tail_of
 from chansurg.surgery.survey.kinds import (
     conv_of,
+    follow,
     is_activation,
     is_depthwise,
+    is_neutral,
     is_pointwise,
     is_strided,
     linear_of,
@@ -177,11 +179,10 @@ def _first_of_its_stage(candidate: SqueezeSite, sites: list[SqueezeSite]) -> boo
 
 def _expanded_width(last: fx.Node) -> int | None:
     """The output width of the 1x1 convolution behind the spatial one that takes ``last``."""
-    for user in last.users:
+    for user in follow(last, is_neutral):
         conv = conv_of(user)
         if conv is not None and not is_pointwise(conv):
-            after = tail_of(user).last
-            for expand in after.users:
+            for expand in follow(tail_of(user).last, is_neutral):
                 expanding = conv_of(expand)
                 if expanding is not None and is_pointwise(expanding) and expanding.out_channels > conv.out_channels:
                     return expanding.out_channels

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import fx
 
 from chansurg.surgery.survey.kinds import (
     conv_of,
+    follow,
     function_name,
     is_activation,
     is_addition,
@@ -24,6 +24,7 @@ from chansurg.surgery.survey.kinds import (
     tensor_inputs,
 )
 
+_CHANNEL_BY_CHANNEL = frozenset(("addcmul", "getitem", "lerp", "masked_fill", "normalize", "pad", "roll", "where"))
 _SPLITTING = frozenset(("split", "chunk", "tensor_split", "getitem"))
 
 
@@ -59,12 +60,12 @@ def tail_of(layer: fx.Node) -> Tail:
 
 def feeds_spatial_conv(last: fx.Node) -> bool:
     """Whether a spatial convolution takes ``last``'s output at once; identities, padding and splits into parts may lie between."""
-    return any(_is_spatial(node) for node in _follow(last, lambda node: is_neutral(node) or is_pooling_free_pad(node) or _splits(node)))
+    return any(_is_spatial(node) for node in follow(last, lambda node: is_neutral(node) or is_pooling_free_pad(node) or _splits(node)))
 
 
 def feeds_addition(last: fx.Node) -> bool:
-    """Whether ``last``'s output is added to another tensor at once; identities may lie between."""
-    return any(is_addition(node) for node in _follow(last, is_neutral))
+    """Whether ``last``'s output is added to another tensor at once; identities, pooling and resampling may lie between."""
+    return any(is_addition(node) for node in follow(last, lambda node: is_neutral(node) or is_pooling(node)))
 
 
 def is_pooling_free_pad(node: fx.Node) -> bool:
@@ -81,19 +82,6 @@ def _splits(node: fx.Node) -> bool:
 def _is_spatial(node: fx.Node) -> bool:
     conv = conv_of(node)
     return conv is not None and not is_pointwise(conv)
-
-
-def _follow(node: fx.Node, passing: Callable[[fx.Node], bool]) -> list[fx.Node]:
-    reached: list[fx.Node] = []
-    queue = list(node.users)
-    while queue:
-        user = queue.pop(0)
-        if user in reached:
-            continue
-        reached.append(user)
-        if passing(user):
-            queue.extend(user.users)
-    return reached
 
 
 def feeding_layer(layer: fx.Node, *, limit: int = 24) -> tuple[fx.Node | None, list[fx.Node]]:
@@ -134,8 +122,10 @@ def _size(node: fx.Node) -> int:
 
 
 def _keeps_size(node: fx.Node) -> bool:
+    """A function, known not to mix channels, whose output is shaped as its main input."""
     source = _main_input(node)
-    return source is not None and shape_of(node) is not None and shape_of(source) == shape_of(node) and module_of(node) is None
+    known = function_name(node) in _CHANNEL_BY_CHANNEL
+    return known and source is not None and shape_of(node) is not None and shape_of(source) == shape_of(node)
 
 
 def _joins_one_source(node: fx.Node) -> bool:

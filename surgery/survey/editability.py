@@ -1,7 +1,8 @@
 """Whether one call of a network can be edited, and if not, why.
 
-An edit must reach the call it means and nothing else. So a module that is called twice, goes by two names, shares a weight with another or
-has its weight read by other code is left alone, and where a forward has to be rewritten, it must do by itself what it does inside the network.
+An edit must reach the call it means and nothing else. So a module that is called twice, goes by two names, shares a weight with another
+or has its weight read by other code is left alone; and where a forward has to be rewritten, it must do by itself what it does inside the
+network.
 """
 
 from __future__ import annotations
