@@ -12,7 +12,7 @@ from chansurg.surgery.header_record import KEY
 from chansurg.surgery.journal import Record
 from chansurg.surgery.modelfile import load_converted
 from chansurg.surgery.provenance import attach, record_of, with_input_size
-from chansurg.surgery.reading.builders import fresh, parse_architecture
+from chansurg.surgery.reading.builders import fresh, parse_architecture, published
 from chansurg.surgery.reading.checkpoint import Checkpoint, read_checkpoint
 from chansurg.surgery.reading.preprocessing import preprocessing_of
 from chansurg.surgery.reading.recognition import recognise
@@ -71,6 +71,7 @@ def load(
                 to_do=f"Check the path. {unknown.to_do}",
             ) from None
         network = fresh(architecture, pretrained=pretrained)
+        architecture = published(architecture) if pretrained else architecture
         weights = "its library's own weights" if pretrained else "fresh, untrained weights"
         record = Record(architecture, preprocessing_of(architecture), notes=(f"{architecture} with {weights}.",))
         attach(network, record)
