@@ -80,7 +80,7 @@ LARGE = [
 
 # Where a recipe has nothing to do: (recipe, its option, the option's value) -> networks.
 NOWHERE = {
-    ("pix", "mode", "squeeze"): {"levit", "cifar-resnet20", "resnet18", "mobilenet_v2", "timm-mobilenetv1_100"},
+    ("pix", "mode", "squeeze"): {"levit", "cifar-resnet20", "resnet18", "mobilenet_v2", "regnet_y_400mf", "timm-mobilenetv1_100"},
     ("pix", "mode", "downscale"): {"vision_transformer", "swin", "beit"},
 }
 
@@ -273,7 +273,7 @@ def test_a_file_holds_no_path_and_no_time(case: Case, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("case", cases(SMALL))
 def test_training_reaches_every_parameter_and_moves_statistics_in_train_mode_only(case: Case) -> None:
     new = copy.deepcopy(converted(case))
-    x = case.network.inputs(4)
+    x = 2 * case.network.inputs(4) + 1  # the statistics are those of other inputs
     statistics = {name: t.clone() for name, t in new.state_dict().items() if "running_" in name}
     new(x)
     assert all(torch.equal(t, new.state_dict()[name]) for name, t in statistics.items())
@@ -367,7 +367,7 @@ def test_compiling_the_whole_graph(case: Case) -> None:
     new = copy.deepcopy(converted(case))
     compiled = torch.compile(new, backend="eager", fullgraph=True)
     x = case.network.inputs()
-    assert torch.equal(outputs(compiled, x), outputs(new, x))
+    assert torch.allclose(outputs(compiled, x), outputs(new, x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -384,7 +384,7 @@ def test_every_precision_survives_conversion_and_file(case: Case, dtype: torch.d
     assert torch.equal(outputs(loaded, x), expected)
 
 
-@pytest.mark.parametrize("case", cases(SMALL, every=True))
+@pytest.mark.parametrize("case", cases(SMALL))
 def test_channels_last_survives_conversion_and_file(case: Case, tmp_path: Path) -> None:
     model = copy.deepcopy(original(case.network)).to(memory_format=torch.channels_last)
     new = case.convert(model)
