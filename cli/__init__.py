@@ -14,4 +14,8 @@ def main() -> None:
     except KeyboardInterrupt:  # while starting, before the command could take care of it
         print("Interrupted; nothing was written.", file=sys.stderr)
         code = 130
+    if code == 130:
+        # Python notes an interrupt inside exec() on a text, as dataclasses use it, and would end by the signal although it was handled.
+        # Running another text clears the note.
+        exec("")
     sys.exit(code)

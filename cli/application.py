@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from chansurg.cli.command import exposed
-from chansurg.cli.failures import fail
+from chansurg.cli.failures import INTERRUPTED, reader_gone, tell_interrupted
 from chansurg.cli.recipe_options import recipe_parameters
 from chansurg.cli.reporting import Report
 from chansurg.surgery.errors import InputError
@@ -60,12 +60,16 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing but the interpreter's own end raises from here."""
     try:
         code = application()(list(arguments), prog_name="chansurg", standalone_mode=False)
+        sys.stdout.flush()
     except UsageError as error:
         report = Report(as_json="--json" in arguments)
         return _usage(report, error)
-    except typer.Abort:  # some versions make an interrupt during parsing of it
-        return fail(Report(as_json="--json" in arguments), KeyboardInterrupt())
-    sys.stdout.flush()
+    except BrokenPipeError:
+        return reader_gone()
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # what typer makes of an interrupt
+        return tell_interrupted(Report(as_json="--json" in arguments))
     return code if isinstance(code, int) else 0
 
 

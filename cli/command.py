@@ -48,8 +48,10 @@ def exposed(command: Callable[..., int | None], extra: Sequence[inspect.Paramete
         with _surroundings(report), watching():
             try:
                 return command(report, **values) or 0
-            except (Exception, KeyboardInterrupt) as error:
-                return fail(report, KeyboardInterrupt() if interrupted() else error)
+            except Exception as error:
+                if interrupted():
+                    raise KeyboardInterrupt from error
+                return fail(report, error)
 
     del called.__wrapped__  # typer must not look behind this signature
     called.__signature__ = signature.replace(parameters=[*keyword_only, *shared], return_annotation=int)  # type: ignore[attr-defined]

@@ -15,14 +15,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
 
 
-def fail(report: Report, error: BaseException) -> int:
+def fail(report: Report, error: Exception) -> int:
     """Tell of ``error`` and give the exit code that belongs to it."""
-    if isinstance(error, KeyboardInterrupt):
-        return _interrupted(report)
     if isinstance(error, BrokenPipeError):
-        # The reader (`| head`) has gone; what is still buffered must not fail again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return reader_gone()
     if report.verbose and not isinstance(error, ChansurgError):
         report.err.print("".join(traceback.format_exception(error)), soft_wrap=True)
     told = explain(error)
@@ -30,7 +26,14 @@ def fail(report: Report, error: BaseException) -> int:
     return told.exit_code
 
 
-def _interrupted(report: Report) -> int:
+def reader_gone() -> int:
+    """The exit code where the reader of a pipe (`| head`) has gone; what is still buffered goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def tell_interrupted(report: Report) -> int:
+    """Tell of an interrupt, in one line, and give its exit code."""
     told = Refusal("Interrupted.", where="this command", not_done="Nothing was written.", to_do="Run it again when you like.")
     if report.as_json:
         report.error(told)
@@ -39,7 +42,7 @@ def _interrupted(report: Report) -> int:
     return INTERRUPTED
 
 
-def explain(error: BaseException) -> ChansurgError:
+def explain(error: Exception) -> ChansurgError:
     """Any exception as one of ours."""
     if isinstance(error, ChansurgError):
         return error

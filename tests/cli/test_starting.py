@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,11 +52,24 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
         assert ran.stderr == ""
 
 
-@pytest.mark.parametrize("swallowed", ["", "try:", "try and fail:"])
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes", "pix"], ["recipes", "pix", "--json"]])
+def test_a_reader_that_leaves_is_no_error_to_tell_of(tmp_path: Path, arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    line = [sys.executable, "-m", "chansurg", *arguments]
+    ran = subprocess.run(line, cwd=tmp_path, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("swallowed", ["", "try", "try and fail", "exec"])
 def test_an_interrupt_ends_with_130_one_line_and_no_file(tmp_path: Path, swallowed: str) -> None:
     network = "from torch import nn\nnetwork = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))\n"
     interrupt = "import os, signal\n"
-    if swallowed:
+    if swallowed == "exec":
+        interrupt += "exec('os.kill(os.getpid(), signal.SIGINT)')\n"
+    elif swallowed:
         interrupt += "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
     else:
         interrupt += "os.kill(os.getpid(), signal.SIGINT)\n"
