@@ -9,6 +9,7 @@ group. A later calibration can choose better from data; :func:`strongest` and :f
 from __future__ import annotations
 
 import dataclasses
+import math
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Nar
 from chansurg.surgery.narrowing import can_narrow
 from chansurg.surgery.plan import Plan, Site, Skip
 from chansurg.surgery.survey import Region, Survey
-from chansurg.surgery.survey.kinds import conv_of, is_pointwise, module_of, path_of
+from chansurg.surgery.survey.kinds import conv_of, is_depthwise, is_pointwise, module_of, path_of
 
 if TYPE_CHECKING:
     from chansurg.recipes.pix import Pix
@@ -131,7 +132,10 @@ class _Draft:
         readers = [member for member in space.members if member.path not in gone]
         if any(member.side == "out" for member in readers):
             raise CannotApply("its width is tied to another layer's output")
-        kept = strongest([self._weight(m.path, 1, width) for m in readers if m.side == "in"], width, site.out_channels, 1)
+        groups = math.lcm(*(_groups(member.node) for member in readers))
+        if width % groups:
+            raise CannotApply(f"the {groups} groups of the convolution behind it cannot share {width} channels")
+        kept = strongest([self._weight(m.path, 1, width) for m in readers if m.side == "in"], width, site.out_channels, groups)
         for member in readers:
             self._narrow(site.region, member.node, inputs=kept, outputs=kept if member.side == "both" else None)
             conv = conv_of(member.node)
@@ -262,6 +266,12 @@ class _Draft:
         weight = self._weights[path].weight
         assert isinstance(weight, torch.Tensor)
         return None if weight.is_meta else weight.detach().float().flatten(1).norm(dim=1)
+
+
+def _groups(node: fx.Node) -> int:
+    """Into how many runs a layer divides its channels; a depthwise convolution can lose any of them."""
+    conv = conv_of(node)
+    return 1 if conv is None or is_depthwise(conv) else conv.groups
 
 
 def strongest(norms: Sequence[torch.Tensor | None], width: int, total: int, groups: int) -> Indices:
