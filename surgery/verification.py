@@ -93,7 +93,7 @@ def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = N
             return _incomparable(f"their outputs ({type(expected).__name__}) hold no floating-point tensors", errors, batch_size)
         for p, q in outputs:
             worst_abs = max(worst_abs, _gap(p, q).max().item() if p.numel() else 0.0)
-            worst_rel = max(worst_rel, _relative(p, q, p.double().nan_to_num().abs().max().item()) if p.numel() else 0.0)
+            worst_rel = max(worst_rel, _relative(_gap(p, q).max(), _numbers(p).abs().max()) if p.numel() else 0.0)
         if outputs and outputs[0][0].ndim == 2:
             agreed += (outputs[0][0].argmax(1) == outputs[0][1].argmax(1)).tolist()
     tolerance = max(RELATIVE_TOLERANCE.get(dtype, 1e-5), RELATIVE_TOLERANCE.get(_dtype(b), 1e-5))
@@ -122,9 +122,12 @@ def _gap(p: Tensor, q: Tensor) -> Tensor:
     return (p - q).abs().masked_fill(same, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def _relative(p: Tensor, q: Tensor, size: float) -> float:
-    gap = _gap(p, q).max().item()
-    return gap / size if gap and size else gap
+def _numbers(p: Tensor) -> Tensor:
+    return p.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _relative(gap: Tensor, size: Tensor) -> float:
+    return (gap / size).item() if size and gap else gap.item()
 
 
 def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -139,8 +142,7 @@ def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = Non
             if against is None:
                 seen[path] = output.detach().clone()
             elif path in against and against[path].shape == output.shape:
-                gap, size = _gap(against[path], output).norm().item(), against[path].double().nan_to_num().norm().item()
-                seen[path] = gap / size if gap and size else gap
+                seen[path] = _relative(_gap(against[path], output).norm(), _numbers(against[path]).norm())
 
         return hook
 
