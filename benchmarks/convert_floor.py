@@ -1,7 +1,7 @@
 """What `chansurg convert resnet50.pth` costs beyond what nobody can avoid.
 
-The floor is a process that imports torch and torchvision, loads the same state dict and saves it again. Both are whole processes, run in turn;
-wall time and peak memory come from the operating system's own account of each. Prints the median of each and the ratio pair by pair.
+The floor is a process that imports torch and torchvision, loads the same state dict and saves it again. Both are whole processes, run in
+turn; wall time and peak memory come from the operating system's own account of each. Prints the median of each and the ratio pair by pair.
 
     python benchmarks/convert_floor.py [--runs 7] [--recipe-options "--zeta 4"]
 """

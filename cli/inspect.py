@@ -50,7 +50,7 @@ def _show(report: Report, model: str, document: Mapping[str, Any]) -> None:
     out.print(Text.assemble((model, "bold"), f"  {document['architecture'] or 'a network of its own'}, input {size}\n"), soft_wrap=True)
     out.print(counts_table(document))
     if document["uncounted"]:
-        out.print(f"not counted: {', '.join(document['uncounted'])}", style="yellow", soft_wrap=True)
+        out.print(f"in none of these counts: {', '.join(document['uncounted'])}", style="dim", soft_wrap=True)
     for reason, paths in by_reason(document["untraced"]).items():
         out.print(f"not traced: {path_list(paths, limit=None if report.verbose else 3)}: {reason}", style="yellow", soft_wrap=True)
     _show_stages(report, document["stages"], document["blocks"])

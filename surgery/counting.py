@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.provenance import record_of
 from chansurg.surgery.skeleton import meta_copy
 
 
@@ -49,18 +50,18 @@ class Counts:
         return {"params": self.params, "macs": self.macs, "ops": self.ops, "memory_access": self.memory_access}
 
 
-def count(model: nn.Module, input_size: tuple[int, int, int], *, batch_size: int = 1) -> Counts:
+def count(model: nn.Module, input_size: tuple[int, ...] | None = None, *, batch_size: int = 1) -> Counts:
     """Count what one forward pass of ``model`` in eval mode costs; the model itself is not run.
 
     Args:
         model: a network that takes one tensor ``[B, C, H, W]``.
-        input_size: ``(C, H, W)``, in pixels.
+        input_size: ``(C, H, W)``, in pixels; the record's where left out.
         batch_size: ``B``; the counts, ``params`` apart, are for the whole batch.
 
     Raises:
         InputError: when the sizes are no positive whole numbers, or the pass failed before anything was counted.
     """
-    shape = (batch_size, *input_size)
+    shape = (batch_size, *(input_size or record_of(model).preprocessing.input_size))
     if len(shape) != 4 or any(not isinstance(size, int) or size < 1 for size in shape):
         raise InputError(
             f"[{', '.join(map(str, shape))}] is no input shape.",

@@ -6,6 +6,8 @@ parts and an exit code; from Python they are ordinary exceptions. No torch is im
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class ChansurgError(Exception):
     """A failure told in four parts.
@@ -25,6 +27,10 @@ class ChansurgError(Exception):
         self.where = where
         self.not_done = not_done
         self.to_do = to_do
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process boundaries (data loading workers) whole."""
+        return partial(type(self), self.what, where=self.where, not_done=self.not_done, to_do=self.to_do), ()
 
     def __str__(self) -> str:
         return f"{self.what}\n  where:    {self.where}\n  not done: {self.not_done}\n  to do:    {self.to_do}"
