@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ from chansurg.surgery.likeness import differences
 from chansurg.surgery.reading.builders import build
 from chansurg.surgery.reading.preprocessing import preprocessing_of
 from chansurg.surgery.reading.recognition import recognise
+from chansurg.surgery.rewriting import original_class
 
 ATTRIBUTE = "chansurg_record"
 
@@ -124,11 +124,12 @@ def _recognised(shapes: tuple[tuple[str, tuple[int, ...]], ...], timm_name: str 
         return None
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that define networks, for those in use."""
+def library_versions(network: nn.Module) -> dict[str, str]:
+    """Versions of the libraries that define the network's modules; what else happens to be imported does not matter."""
+    homes = {original_class(module).__module__.partition(".")[0] for module in network.modules()}
     found: dict[str, str] = {}
     for name in ("torch", "torchvision", "timm"):
-        if name in sys.modules:
+        if name in homes or name == "torch":
             try:
                 found[name] = version(name).partition("+")[0]
             except PackageNotFoundError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import linecache
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,9 +17,8 @@ import torch
 from torch import fx, nn
 
 from chansurg.surgery.edits import Address
+from chansurg.surgery.rewritten_class import Forward
 from chansurg.surgery.tracing import AddressingTracer, TraceFailure
-
-_generated = itertools.count()
 
 
 class _ChildrenAreLeaves(AddressingTracer):
@@ -175,17 +173,7 @@ def install(module: nn.Module, graph: fx.Graph) -> None:
             module.register_buffer(str(node.target), node.meta["constant"], persistent=False)
     graph.lint()
     code = graph.python_code("self")
-    filename = f"<chansurg forward {next(_generated)} of {type(module).__name__}>"
-    namespace = dict(code.globals)
-    exec(compile(code.src, filename, "exec"), namespace)  # the source is generated here from a traced graph, never read from a file
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
-    base = original_class(module)
-    rewritten = type(
-        base.__name__,
-        (base,),
-        {"forward": namespace["forward"], "__module__": base.__module__, "__qualname__": base.__qualname__, "rewritten_from": base},
-    )
-    module.__class__ = rewritten
+    module.__class__ = Forward(original_class(module), code.src, code.globals).rewritten
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:

@@ -416,3 +416,17 @@ def test_a_state_dict_of_a_converted_network_fits_another_conversion_of_its_kind
     other.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
     x = case.network.inputs()
     assert torch.equal(outputs(other, x), outputs(converted(case), x))
+
+
+@pytest.mark.parametrize("case", cases(SMALL))
+def test_a_whole_network_can_be_pickled_for_process_pools_and_launchers(case: Case) -> None:
+    new = converted(case)
+    buffer = io.BytesIO()
+    torch.save(new, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    x = case.network.inputs()
+    assert torch.equal(outputs(loaded, x), outputs(new, x))
+    assert torch.equal(outputs(copy.deepcopy(loaded), x), outputs(new, x))
+    assert chansurg.record_of(loaded) == chansurg.record_of(new)
+    assert isinstance(loaded, type(original(case.network)))

@@ -107,7 +107,13 @@ def test_the_journal_is_exact_on_an_example_worked_by_hand() -> None:
     assert len(entry.sliced) == 1
     assert entry.removed == ()
     assert entry.seed == 0
-    assert entry.libraries["torch"] == torch.__version__.partition("+")[0]
+    assert entry.libraries == {"torch": torch.__version__.partition("+")[0]}
+
+
+def test_libraries_are_those_of_the_network_whatever_else_is_imported() -> None:
+    pytest.importorskip("timm")
+    found = chansurg.convert(torchvision.models.resnet18(), "pix", mode="downscale", input_size=(3, 64, 64))
+    assert set(chansurg.record_of(found).journal[-1].libraries) == {"torch", "torchvision"}
 
 
 def test_a_second_conversion_in_place_goes_on_top_of_the_first() -> None:
