@@ -26,7 +26,6 @@ from torch.utils import checkpoint as checkpointing
 
 from chansurg.surgery.edits import Address
 
-
 _RECOMPUTING = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
 
 

@@ -10,7 +10,8 @@ for module calls ``module`` (the meta module) and ``path`` (its full path).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,18 +163,24 @@ class ShapeRecorder(fx.Interpreter):
             n.meta["shapes"] = tuple(tuple(item.shape) for item in result)
         return result
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the module puts out; a batch norm's is shaped as its input, and computing that costs most of the time of all shapes."""
-        return args[0] if _is_plain_batch_norm(self.fetch_attr(target)) else super().call_module(target, args, kwargs)
-
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The node's arguments, with the graph's immutable lists as ordinary ones: some functions change theirs in place."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         return tuple(_ordinary(arg) for arg in args), {name: _ordinary(arg) for name, arg in kwargs.items()}
 
 
-def _is_plain_batch_norm(module: Any) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).__module__.startswith("torch.nn.")
+@contextmanager
+def _batch_norms_skipped(module: nn.Module) -> Iterator[None]:
+    """Batch norms hand their input on: what they put out is shaped as it is, and computing that costs most of the time of all shapes."""
+    with unchanged(module):
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and type(part).__module__.startswith("torch.nn."):
+                part.forward = _first_argument  # type: ignore[method-assign]
+        yield
+
+
+def _first_argument(input: Any) -> Any:
+    return input
 
 
 def _ordinary(value: Any) -> Any:
@@ -247,7 +254,7 @@ def _trace(module: nn.Module, path: str, call: Call, args: tuple[Any, ...], kwar
     wanted = _operations(module, args, kwargs)
     computed = OperationLog()
     try:
-        with torch.no_grad(), computed:
+        with torch.no_grad(), _batch_norms_skipped(module), computed:
             ShapeRecorder(region).run(*inputs)
     except Exception as error:  # a meta kernel may be missing, or the input size impossible for the network
         region.shapes_reason = readable_reason(error)
@@ -277,10 +284,7 @@ def _operations(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """What a meta module computes when it is called for real; ``None`` where it cannot run on shapes alone."""
     log = OperationLog()
     try:
-        with torch.no_grad(), unchanged(module), log:
-            for part in module.modules():
-                if _is_plain_batch_norm(part):
-                    part.forward = lambda x: x  # as ShapeRecorder does it
+        with torch.no_grad(), _batch_norms_skipped(module), log:
             module(*copied(args), **copied(dict(kwargs)))
     except Exception:  # the same as for the trace: a missing meta kernel, or a decision by values
         return None

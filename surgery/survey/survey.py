@@ -116,7 +116,8 @@ def survey(network: nn.Module, input_size: tuple[int, ...]) -> Survey:
     dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), torch.float32)
     regions = find_regions(meta, torch.empty(1, *input_size, dtype=dtype, device="meta"))
     for region in regions.found:
-        if region.path == "" and region.shapes_reason is not None and not any("shape" in n.meta for n in region.nodes[-3:]):
+        last = [node for node in region.nodes[-3:] if node.op != "placeholder"]
+        if region.path == "" and region.shapes_reason is not None and not any("shape" in node.meta for node in last):
             raise InputError(
                 f"The network does not take an input of size {'x'.join(map(str, input_size))}: {region.shapes_reason}.",
                 where=type(network).__name__,
