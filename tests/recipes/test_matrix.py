@@ -182,7 +182,7 @@ def reload(network: nn.Module, case: Case, folder: Path) -> nn.Module:
     return chansurg.load(path, arch=case.network.factory)
 
 
-@pytest.mark.parametrize("case", [*cases(SMALL, every=True), *cases(LARGE)])
+@pytest.mark.parametrize("case", [*cases(SMALL[:3], every=True), *cases([*SMALL[3:], *LARGE])])
 def test_copies_and_files_are_the_same_function_and_the_original_is_untouched(case: Case, tmp_path: Path) -> None:
     network = original(case.network)
     before = fingerprint(network)
