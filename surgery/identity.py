@@ -6,6 +6,7 @@ was, in both modes. What holds for every module of every network that was tried 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -87,14 +88,17 @@ def _run(network: nn.Module, examples: tuple[Any, ...], training: bool, seed: in
     network.train(training)
     network.zero_grad(set_to_none=True)
     gradients: dict[str, Tensor] = {}
+    drawn = random.getstate()
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
         torch.manual_seed(seed)
+        random.seed(seed)
         output = network(*examples)
         if training:
             loss = torch.stack([tensor.float().square().mean() for tensor in tensors_in(output) if tensor.is_floating_point()]).sum()
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             gradients = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+    random.setstate(drawn)
     network.zero_grad(set_to_none=True)
     return output, network.state_dict(), gradients
 
