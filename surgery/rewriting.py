@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from chansurg.surgery.arguments import TENSOR, NotPlain, describe
 from chansurg.surgery.edits import Address
 from chansurg.surgery.rewritten_class import Forward
 from chansurg.surgery.tracing import AddressingTracer, TraceFailure
@@ -35,13 +36,17 @@ def by_mode(training: bool, in_training: Any, in_eval: Any) -> Any:
 
 
 def expect(name: str, value: Any, recorded: Any) -> None:
-    """Refuse a non-tensor argument other than the one a forward was rewritten for.
+    """Refuse an argument other than the one a forward was rewritten for; for lists of tensors, another number of them.
 
     Raises:
         ValueError: where they differ; the generated code knows no other case.
     """
-    if value is not recorded and value != recorded:
-        raise ValueError(f"this rewritten forward was made for {name}={recorded!r}, and was called with {name}={value!r}")
+    try:
+        described = describe(value, (torch.Tensor, fx.Proxy))
+    except NotPlain:
+        described = TENSOR
+    if described != recorded:
+        raise ValueError(f"this rewritten forward was made for {name}={recorded!r}, and was called with {name}={described!r}")
 
 
 def trace_forward(module: nn.Module, path: str, concrete: Mapping[str, Any]) -> fx.Graph:
@@ -50,7 +55,7 @@ def trace_forward(module: nn.Module, path: str, concrete: Mapping[str, Any]) -> 
     Args:
         module: on any device; neither its numbers nor its flags are changed.
         path: its path in the network, for addresses.
-        concrete: the arguments that are not tensors, and their values in this network.
+        concrete: the arguments that are no tensors themselves in this network, as :mod:`chansurg.surgery.arguments` writes them.
 
     Raises:
         TraceFailure: where torch.fx cannot follow the forward, or it takes different paths in training and in eval mode.

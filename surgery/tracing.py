@@ -8,7 +8,6 @@ one names the same call in the other.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 import random
@@ -17,6 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partialmethod
+from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import fx, nn
 from torch.utils import checkpoint as checkpointing
 
+from chansurg.surgery.arguments import build, copied, is_empty, leaves
 from chansurg.surgery.edits import Address
 
 _RECOMPUTING = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
@@ -101,8 +102,8 @@ class AddressingTracer(fx.Tracer):
     """A torch.fx tracer that gives every call node ``meta["address"]``.
 
     Args:
-        concrete: the root's arguments that are not tensors, by name. They keep their place in the signature; the graph is that of these
-            values. Arguments not named are traced.
+        concrete: the root's arguments that are no tensors themselves, by name, as :mod:`chansurg.surgery.arguments` writes them. They keep
+            their place in the signature; the graph is that of these values. Arguments not named are traced.
     """
 
     proxy_buffer_attributes = True
@@ -112,7 +113,7 @@ class AddressingTracer(fx.Tracer):
         super().__init__(autowrap_functions=functions)
         self.root_path = root_path
         self.concrete = concrete
-        self._passed: dict[str, Any] = {}
+        self._passed: dict[str, tuple[Any, Any]] = {}
         self.owners = [root_path]
         self.call_counts: Counter[tuple[str, str]] = Counter()
         self.changed: tuple[str, ...] = ()
@@ -132,8 +133,8 @@ class AddressingTracer(fx.Tracer):
         except Exception as error:  # foreign forward code can raise anything when given proxies
             raise TraceFailure(readable_reason(error)) from error
         self.changed = tuple(changed)
-        for name, value in self._passed.items():
-            if value != self.concrete[name]:
+        for name, (value, copy) in self._passed.items():
+            if any(now is not then for now, then in zip_longest(leaves(value), leaves(copy))):
                 raise TraceFailure(f"its forward changes its argument {name!r}")
         if _random_states() != random_numbers:
             raise TraceFailure("its forward draws random numbers that do not depend on its input, which a trace would freeze")
@@ -156,16 +157,20 @@ class AddressingTracer(fx.Tracer):
         signature = inspect.signature(root_fn)
         positional: list[Any] = [self.root]
         keywords: dict[str, Any] = {}
-        for name, parameter in list(signature.parameters.items())[1:]:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                if name in self.concrete:
-                    continue
+        parameters = dict(list(signature.parameters.items())[1:])
+        for name in [name for name, parameter in parameters.items() if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]:
+            if not is_empty(self.concrete.get(name)):
                 raise TraceFailure(f"its forward takes a variable number of arguments (*{name})")
-            default = () if parameter.default is parameter.empty else (parameter.default,)
-            proxy = self.create_proxy("placeholder", name, default, {})
-            value: Any = proxy
+            del parameters[name]
+        proxies = {
+            name: self.create_proxy("placeholder", name, () if parameter.default is parameter.empty else (parameter.default,), {})
+            for name, parameter in parameters.items()
+        }
+        for name, parameter in parameters.items():
+            value: Any = proxies[name]
             if name in self.concrete:
-                value = self._passed[name] = copied(self.concrete[name])
+                value = build(self.concrete[name], proxies[name])
+                self._passed[name] = (value, copied(value))
             if parameter.kind is parameter.KEYWORD_ONLY:
                 keywords[name] = value
             else:
@@ -260,19 +265,6 @@ def _random_states() -> tuple[Any, ...]:
     numpy = sys.modules.get("numpy")
     drawn = () if numpy is None else tuple(part.tobytes() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state())
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), drawn
-
-
-def copied(value: Any) -> Any:
-    """The same tensors and numbers in lists, tuples and dictionaries of their own: a forward may go on to fill those it was given."""
-    if type(value) in (list, tuple):
-        return type(value)(copied(item) for item in value)
-    return (
-        {key: copied(item) for key, item in value.items()}
-        if type(value) is dict
-        else copy.copy(value)
-        if isinstance(value, dict)
-        else value
-    )
 
 
 def readable_reason(error: BaseException) -> str:

@@ -19,8 +19,9 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chansurg.surgery.arguments import TENSOR, NotPlain, copied, describe
 from chansurg.surgery.layer import RecipeLayer
-from chansurg.surgery.tracing import AddressingTracer, TraceFailure, copied, join_path, readable_reason, unchanged, untraced_modules
+from chansurg.surgery.tracing import AddressingTracer, TraceFailure, join_path, readable_reason, unchanged, untraced_modules
 
 LAYERS: tuple[type[nn.Module], ...] = (
     nn.modules.conv._ConvNd,
@@ -37,7 +38,7 @@ LAYERS: tuple[type[nn.Module], ...] = (
 
 @dataclass
 class Call:
-    """How a module was called: the non-tensor arguments, and whether they can be written down."""
+    """How a module was called: the arguments that are no tensors, as :mod:`chansurg.surgery.arguments` writes them; why that cannot be."""
 
     concrete: dict[str, Any]
     reason: str | None = None
@@ -115,7 +116,7 @@ def reads_training(module: nn.Module) -> bool:
 
 
 def describe_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], traced: type) -> Call:
-    """Sort a call's arguments into traced ones (holding a ``traced`` value) and concrete ones."""
+    """Write down a call's arguments that are no tensors (``traced`` values) themselves."""
     try:
         bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
     except (TypeError, ValueError) as error:
@@ -123,28 +124,13 @@ def describe_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     bound.apply_defaults()
     concrete: dict[str, Any] = {}
     for name, value in list(bound.arguments.items())[1:]:
-        if _holds(value, traced):
-            continue
-        if not _is_plain(value):
+        try:
+            described = describe(value, traced)
+        except NotPlain:
             return Call(concrete, f"its argument {name!r} is neither a tensor nor a plain value")
-        concrete[name] = copied(value)
+        if described != TENSOR:
+            concrete[name] = described
     return Call(concrete)
-
-
-def _holds(value: Any, kind: type) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(_holds(item, kind) for item in value)
-    if isinstance(value, Mapping):
-        return any(_holds(item, kind) for item in value.values())
-    return isinstance(value, kind)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in value)
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 class ShapeRecorder(fx.Interpreter):

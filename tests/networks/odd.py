@@ -299,6 +299,25 @@ class FillsItsArgument(nn.Module):
         return filled
 
 
+class TakesAList(nn.Module):
+    """Hands on a list of tensors and a dictionary with a tuple, to a module that takes another path for a single tensor."""
+
+    class Inner(Bottleneck):
+        def forward(self, inputs: Any, more: Any = None) -> Any:
+            if not isinstance(inputs, list):
+                inputs = [inputs.relu(), inputs.abs()]
+            shortcut = inputs[1] if more is None else more["pair"][1]
+            return self.finished(self.squeezed(inputs[0]), shortcut)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = TakesAList.Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.block([x, x * 2], {"pair": (1.5, x * 3)})
+        return result
+
+
 class SizeArithmetic(nn.Module):
     """Computes with sizes in place, under two names."""
 

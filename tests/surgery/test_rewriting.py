@@ -85,6 +85,7 @@ TIMM = {
     "levit_128s": {"img_size": 64, "drop_path_rate": 0.2},
     "mobilevit_xxs": {},
     "res2next50": {},
+    "selecsls42": {},
     "resnetv2_18": {"drop_path_rate": 0.2},
     "skresnet18": {"drop_path_rate": 0.2},
 }
@@ -211,6 +212,16 @@ class Flagged(nn.Module):
         return _twice(x, flag)
 
 
+def test_a_forward_made_for_a_list_refuses_another_length() -> None:
+    module = odd.TakesAList.Inner()
+    install(module, trace_forward(module, "", {"inputs": {"list": [{"tensor": True}] * 2}, "more": None}))
+    x = torch.randn(1, 32, 4, 4)
+    module.eval()
+    assert torch.equal(module([x, x * 2]), odd.TakesAList.Inner.forward(module, [x, x * 2]))
+    with pytest.raises(ValueError, match="made for inputs="):
+        module([x])
+
+
 def test_a_forward_made_for_one_flag_refuses_another() -> None:
     module = Flagged()
     install(module, trace_forward(module, "", {"flag": True}))
@@ -234,11 +245,12 @@ def test_the_class_keeps_its_name_and_hooks_fire() -> None:
     assert list(network.state_dict()) == list(get_model("resnet18", weights=None).state_dict())
 
 
-def test_a_second_rewriting_is_one_of_the_first_class() -> None:
-    network = unsettled(get_model("resnet18", weights=None))
+@pytest.mark.parametrize("name", ["resnet18", "densenet", "swin"])
+def test_a_second_rewriting_is_one_of_the_first_class(name: str) -> None:
+    network = unsettled(NETWORKS[name][0]())
     twice = copy.deepcopy(network)
     for _ in range(2):
-        rewrite_without_edits(twice, survey(twice, (3, 32, 32)))
+        assert rewrite_without_edits(twice, survey(twice, (3, 32, 32))).left == {}
     assert original_class(twice) is type(network)
     assert first_difference(network, twice, (torch.randn(2, 3, 32, 32),), training=True) is None
 

@@ -205,6 +205,7 @@ CONVERTED = {
     "NestedSequentials": "odd.parts.0.0",
     "SizeArithmetic": "odd.block.conv1",
     "StructuredOutput": "odd.conv1",
+    "TakesAList": "odd.block.conv1",
 }
 """Odd networks whose odd part is converted nevertheless; in the others it is left, and the plain part is converted."""
 

@@ -1,0 +1,48 @@
+"""Arguments as plain data: there and back, through JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict, namedtuple
+from typing import Any
+
+import pytest
+
+from chansurg.surgery.arguments import TENSOR, NotPlain, build, describe, holds_tensor, is_empty
+
+VALUES: list[Any] = [
+    None,
+    True,
+    1,
+    2.5,
+    "text",
+    [],
+    (),
+    {},
+    (1, [2, "a"], {"b": None}),
+    OrderedDict(z=1, a=(2,)),
+    [b"tensor", (b"other", 3), {"key": [b"last"]}],
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_a_value_comes_back_as_it_was(value: Any) -> None:
+    described = json.loads(json.dumps(describe(value, bytes)))
+    back = build(described, value)
+    assert back == value
+    assert type(back) is type(value)
+    assert holds_tensor(described) == ("b'tensor'" in repr(value))
+
+
+def test_a_tensor_is_taken_from_its_place() -> None:
+    described = describe([b"x", {"k": (1, b"y")}], bytes)
+    assert build(described, ["first", {"k": (1, "second")}]) == ["first", {"k": (1, "second")}]
+    assert describe(b"x", bytes) == TENSOR
+    assert is_empty(describe((), bytes))
+    assert not is_empty(described)
+
+
+@pytest.mark.parametrize("value", [object(), {1: 2}, namedtuple("Pair", "a b")(1, 2), {"set"}, [object()]])
+def test_what_is_not_plain_is_refused(value: Any) -> None:
+    with pytest.raises(NotPlain):
+        describe(value, bytes)
