@@ -1,11 +1,11 @@
 """What a module is called with beside tensors, as plain data.
 
 A forward is rewritten for the arguments of its calls in the network: flags and numbers are constants of the generated code, and lists of
-tensors have the length they have there. So that a file can hold them, they are written as JSON values, in which lists and tuples stay apart:
+tensors have the length they have there. So that a file can hold them, they are written as JSON values, and lists and tuples stay apart:
 
 - ``None``, truth values, numbers and texts stand for themselves;
 - ``{"list": […]}``, ``{"tuple": […]}``, ``{"dict": {…}}`` and ``{"OrderedDict": {…}}`` for containers;
-- ``{"tensor": true}`` for a tensor inside of one.
+- ``{"tensor": true}`` for a tensor inside of one, or whatever else a trace follows: the size of a tensor, say.
 
 An argument that is a tensor itself is not written down.
 """
@@ -38,6 +38,20 @@ def describe(value: Any, tensor_type: type | tuple[type, ...]) -> Any:
     if type(value) in (dict, OrderedDict) and all(type(key) is str for key in value):
         return {type(value).__name__: {key: describe(item, tensor_type) for key, item in value.items()}}
     raise NotPlain(type(value).__name__)
+
+
+def matches(value: Any, described: Any) -> bool:
+    """Whether ``value`` is one of those that were described so: the same containers and constants, and anything in a tensor's place."""
+    if described == TENSOR:
+        return True
+    if not isinstance(described, dict):
+        return type(value) is type(described) and bool(value == described)
+    ((kind, content),) = described.items()
+    if type(value).__name__ != kind or len(value) != len(content):
+        return False
+    if isinstance(content, list):
+        return all(matches(item, form) for item, form in zip(value, content, strict=True))
+    return list(value) == list(content) and all(matches(value[key], form) for key, form in content.items())
 
 
 def build(described: Any, source: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from chansurg.surgery.arguments import TENSOR, NotPlain, describe
+from chansurg.surgery.arguments import matches
 from chansurg.surgery.edits import Address
 from chansurg.surgery.rewritten_class import Forward
 from chansurg.surgery.tracing import AddressingTracer, TraceFailure
@@ -41,12 +41,8 @@ def expect(name: str, value: Any, recorded: Any) -> None:
     Raises:
         ValueError: where they differ; the generated code knows no other case.
     """
-    try:
-        described = describe(value, (torch.Tensor, fx.Proxy))
-    except NotPlain:
-        described = TENSOR
-    if described != recorded:
-        raise ValueError(f"this rewritten forward was made for {name}={recorded!r}, and was called with {name}={described!r}")
+    if not matches(value, recorded):
+        raise ValueError(f"this rewritten forward was made for {name}={recorded!r}, and was called with another: {value!r:.200}")
 
 
 def trace_forward(module: nn.Module, path: str, concrete: Mapping[str, Any]) -> fx.Graph:

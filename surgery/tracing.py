@@ -271,5 +271,7 @@ def readable_reason(error: BaseException) -> str:
     """One line of an exception, for a list of reasons."""
     text = (str(error) or type(error).__name__).strip().splitlines()[0]
     if isinstance(error, torch.fx.proxy.TraceError):
-        return f"its forward decides by the values or sizes of its input ({text[:120]})"
+        if "cannot be iterated" in text:
+            return "its forward loops over something in its input whose length is not known when it is traced"
+        return "its forward decides by the values or sizes of its input"
     return f"{type(error).__name__}: {text[:160]}"

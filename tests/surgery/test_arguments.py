@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chansurg.surgery.arguments import TENSOR, NotPlain, build, describe, holds_tensor, is_empty
+from chansurg.surgery.arguments import TENSOR, NotPlain, build, describe, holds_tensor, is_empty, matches
 
 VALUES: list[Any] = [
     None,
@@ -32,6 +32,22 @@ def test_a_value_comes_back_as_it_was(value: Any) -> None:
     assert back == value
     assert type(back) is type(value)
     assert holds_tensor(described) == ("b'tensor'" in repr(value))
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_a_value_matches_its_own_description_and_no_other(value: Any) -> None:
+    matching = [other for other in VALUES if matches(other, describe(value, bytes))]
+    assert matching == [value]
+    assert [type(other) for other in matching] == [type(value)]
+
+
+def test_anything_stands_in_a_tensors_place_and_a_constant_only_for_itself() -> None:
+    size = describe((b"height", b"width", 2), bytes)
+    assert matches((14, 14, 2), size)
+    assert not matches((14, 14, 3), size)
+    assert not matches((14, 14, True), describe((14, 14, 1), bytes))
+    assert not matches([14, 14, 2], size)
+    assert not matches((14, 2), size)
 
 
 def test_a_tensor_is_taken_from_its_place() -> None:
