@@ -25,6 +25,7 @@ def undo(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    discard_training: Annotated[bool, typer.Option("--discard-training", help="Go back although the network was trained since.")] = False,
 ) -> None:
     """Find the file that a converted model came from, or copy it.
 
@@ -35,6 +36,6 @@ def undo(
 
     import chansurg
 
-    written = chansurg.undo(model, base=base, output=output)
+    written = chansurg.undo(model, base=base, output=output, discard_training=discard_training)
     told = f"{model} was made from {written}" if output is None else f"wrote {written}, the file that {model} was made from"
     report.result({"output": str(written)}, line=str(written), show=lambda: report.out.print(told, soft_wrap=True))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from chansurg.surgery.applying import perform, working_copy
-from chansurg.surgery.counting import count
-from chansurg.surgery.errors import Refusal
+from chansurg.surgery.counting import Counts, count
+from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.journal import Entry
 from chansurg.surgery.plan import Plan, Skip
 from chansurg.surgery.provenance import attach, library_versions, record_of, refuse_wrapped, with_input_size
 from chansurg.surgery.recipe import find_recipe
 from chansurg.surgery.survey import survey
+from chansurg.surgery.weights_digest import weights_digest
 
 
 def plan(model: nn.Module, recipe: str, *, input_size: tuple[int, ...] | None = None, **options: Any) -> Plan:
@@ -68,16 +70,17 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, seed: int = 0,
 
     Raises:
         InputError: for a network wrapped in DataParallel and the like.
-        Refusal: where an edit cannot be made.
+        Refusal: where an edit cannot be made, or the converted network would not run or put out something of another shape.
     """
     refuse_wrapped(model)
     record = with_input_size(record_of(model), input_size)
     size = record.preprocessing.input_size
-    before = count(model, size)
+    before, weights = count(model, size), weights_digest(model)
     old = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     network = working_copy(model, inplace)
     graphs = perform(network, plan.edits, plan.signatures, seed=seed)
     new = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    after = count_converted(network, size, before, plan)
     entry = Entry(
         recipe=plan.recipe,
         version=plan.version,
@@ -91,9 +94,44 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, seed: int = 0,
         new=tuple(name for name in new if name not in old),
         removed=tuple(name for name in old if name not in new),
         before=before.as_json(),
-        after=count(network, size).as_json(),
+        after=after.as_json(),
+        uncounted=after.uncounted,
+        weights=weights_digest(network),
     )
-    return attach(network, record.with_entry(entry))
+    return attach(network, record.with_entry(entry, weights))
+
+
+def count_converted(network: nn.Module, input_size: tuple[int, ...], before: Counts, plan: Plan) -> Counts:
+    """Count a converted network, and see by the same pass over shapes that it still runs as the original did.
+
+    Args:
+        network: after the edits.
+        input_size: ``(C, H, W)``.
+        before: the original's counts at that size.
+        plan: what was done, for the message.
+
+    Raises:
+        Refusal: where the pass breaks off in another place than the original's, or the outputs have other shapes.
+    """
+    try:
+        after = count(network, input_size)
+        reason = after.stopped if after.stopped != before.stopped else None
+        if reason is None and after.outputs != before.outputs:
+            reason = f"it puts out {_shapes(after.outputs)}, and the original {_shapes(before.outputs)}"
+    except InputError as error:
+        reason = error.what
+    if reason is None:
+        return after
+    raise Refusal(
+        f"The network converted by {plan.recipe} would not do what the original does: {reason}.",
+        where=", ".join(site.path for site in plan.sites[:4]) + (f" and {len(plan.sites) - 4} more" if len(plan.sites) > 4 else ""),
+        not_done="The conversion was given up, and nothing was written.",
+        to_do="Something in the network relies on a layer that the recipe replaces or narrows. Try another mode or recipe.",
+    )
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return " and ".join(str(list(shape)) for shape in shapes) or "no tensor"
 
 
 def convert(

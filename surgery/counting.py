@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.provenance import record_of
 from chansurg.surgery.skeleton import meta_copy
+
+_STOPPED = "stopped at "
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Counts:
         ops: ``macs`` plus biases, normalisation, activation and pooling, as ptflops counts them.
         memory_access: kernel elements plus output elements over convolutions and linear layers (PCS, Equation 16).
         uncounted: operators that compute and have no formula, by name; last, if the pass broke off, ``"stopped at …: reason"``.
+        outputs: shapes of the tensors that the network put out; empty if the pass broke off.
     """
 
     params: int
@@ -44,6 +47,12 @@ class Counts:
     ops: int
     memory_access: int
     uncounted: tuple[str, ...] = ()
+    outputs: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def stopped(self) -> str | None:
+        """Where and why the pass broke off, if it did."""
+        return next((note for note in self.uncounted if note.startswith(_STOPPED)), None)
 
     def as_json(self) -> dict[str, int]:
         """The four counts, as ``--json`` prints them."""
@@ -75,9 +84,10 @@ def count(model: nn.Module, input_size: tuple[int, ...] | None = None, *, batch_
     path = _follow(network)
     tally = _Tally(network)
     stopped: tuple[str, ...] = ()
+    outputs: tuple[tuple[int, ...], ...] = ()
     try:
         with torch.no_grad(), tally:
-            network(x)
+            outputs = tuple(tuple(leaf.shape) for leaf in tree_leaves(network(x)) if isinstance(leaf, Tensor))
     # A network may fail in any way it likes where its numbers are missing.
     except Exception as error:
         place, reason = path[-1] or type(model).__name__, tally.reason(error)
@@ -88,13 +98,14 @@ def count(model: nn.Module, input_size: tuple[int, ...] | None = None, *, batch_
                 not_done="nothing was counted",
                 to_do="give the input size that this network takes",
             ) from error
-        stopped = (f"stopped at {place}: {reason}",)
+        stopped = (f"{_STOPPED}{place}: {reason}",)
     return Counts(
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=tally.macs,
         ops=tally.macs + tally.extra,
         memory_access=tally.memory_access,
         uncounted=(*sorted(tally.uncounted), *stopped),
+        outputs=outputs,
     )
 
 

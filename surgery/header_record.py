@@ -20,10 +20,12 @@ class Layout:
     Args:
         tied: names that share another name's tensor: name -> the name it is stored under.
         channels_last: names whose tensors were in that memory format.
+        weights: digest of the tensors that were written.
     """
 
     tied: Mapping[str, str] = field(default_factory=dict)
     channels_last: tuple[str, ...] = ()
+    weights: str = ""
 
 
 def record_in_header(metadata: Mapping[str, str], path: str | PathLike[str]) -> tuple[Record, Layout]:
@@ -53,6 +55,7 @@ def record_in_header(metadata: Mapping[str, str], path: str | PathLike[str]) -> 
         layout = Layout(
             {str(name): str(stored) for name, stored in data["tied"].items()},
             tuple(str(name) for name in data["channels_last"]),
+            str(data["weights"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise InputError(

@@ -35,7 +35,9 @@ class Entry:
         removed: tensors that are gone. Every other tensor was kept as it was.
         before: counts before (``params``, ``macs``, ``ops``, ``memory_access``).
         after: counts after.
-        verdict: how far the converted network's outputs are from the original's, where that was measured.
+        uncounted: what the counts leave out: operators without a formula, and where a pass broke off.
+        weights: digest of the tensors right after the conversion; training that came later shows by it.
+        untouched: whether the tensors were still as the file, or the conversion before, had left them.
         parent_file: name of the file it came from, if it came from one.
         parent_sha256: that file's hash.
     """
@@ -53,7 +55,9 @@ class Entry:
     removed: tuple[str, ...] = ()
     before: Mapping[str, int] = field(default_factory=dict)
     after: Mapping[str, int] = field(default_factory=dict)
-    verdict: Mapping[str, Any] | None = None
+    uncounted: tuple[str, ...] = ()
+    weights: str = ""
+    untouched: bool = True
     parent_file: str | None = None
     parent_sha256: str | None = None
 
@@ -72,7 +76,9 @@ class Entry:
             "tensors": {"sliced": list(self.sliced), "new": list(self.new), "removed": list(self.removed)},
             "before": dict(self.before),
             "after": dict(self.after),
-            "verdict": None if self.verdict is None else dict(self.verdict),
+            "uncounted": list(self.uncounted),
+            "weights": self.weights,
+            "untouched": self.untouched,
             "parent": {"file": self.parent_file, "sha256": self.parent_sha256},
         }
 
@@ -100,7 +106,9 @@ class Entry:
             removed=_texts(tensors["removed"]),
             before={str(k): int(v) for k, v in data["before"].items()},
             after={str(k): int(v) for k, v in data["after"].items()},
-            verdict=None if data["verdict"] is None else dict(data["verdict"]),
+            uncounted=_texts(data["uncounted"]),
+            weights=_text(data["weights"]),
+            untouched=bool(data["untouched"]),
             parent_file=None if parent["file"] is None else _text(parent["file"]),
             parent_sha256=None if parent["sha256"] is None else _text(parent["sha256"]),
         )
@@ -133,6 +141,7 @@ class Record:
         journal: what was done to it, oldest first.
         file: name of the file it was read from, if any.
         sha256: that file's hash.
+        weights: digest of the tensors as they were in that file. Not written to files.
         notes: what a reader should know about how it was recognised. Not written to files.
     """
 
@@ -142,12 +151,21 @@ class Record:
     journal: tuple[Entry, ...] = ()
     file: str | None = None
     sha256: str | None = None
+    weights: str = ""
     notes: tuple[str, ...] = ()
 
-    def with_entry(self, entry: Entry) -> Record:
-        """The record after one more thing was done; the file it came from is now the entry's parent."""
-        parented = replace(entry, parent_file=self.file, parent_sha256=self.sha256)
-        return replace(self, journal=(*self.journal, parented), file=None, sha256=None)
+    def with_entry(self, entry: Entry, weights: str) -> Record:
+        """The record after one more thing was done.
+
+        Args:
+            entry: what was done.
+            weights: digest of the tensors it was done to. The file the network came from is the entry's parent if they are still its own.
+        """
+        left = self.weights if self.file or not self.journal else self.journal[-1].weights
+        untouched = not left or left == weights
+        parent = (self.file, self.sha256) if untouched else (None, None)
+        parented = replace(entry, parent_file=parent[0], parent_sha256=parent[1], untouched=untouched)
+        return replace(self, journal=(*self.journal, parented), file=None, sha256=None, weights="")
 
     def as_json(self) -> dict[str, Any]:
         """What a model file carries under the key ``chansurg``."""

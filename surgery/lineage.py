@@ -23,7 +23,13 @@ def history(path: str | os.PathLike[str]) -> Record:
     return replace(record, file=Path(path).name)
 
 
-def undo(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None, output: str | os.PathLike[str] | None = None) -> Path:
+def undo(
+    path: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    discard_training: bool = False,
+) -> Path:
     """Give back exactly the file that the last conversion started from.
 
     It is known by its hash, so nothing but that very file will do. It is looked for beside the converted file, or named. Where several
@@ -33,18 +39,27 @@ def undo(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = 
         path: a converted file.
         base: the parent, where it is elsewhere.
         output: where a copy is written; without it the parent's own path is returned and nothing is written.
+        discard_training: go back although the network was trained since, or between two conversions.
 
     Returns:
         The path of the parent, or of the copy.
 
     Raises:
         InputError: where there is nothing to undo, or ``base`` is another file.
-        Refusal: where the parent is not found.
+        Refusal: where the parent is not found, or training would be lost.
     """
-    record = history(path)
+    record, layout = record_in_header(read_header(path), path)
     if not record.journal:
         raise InputError(
             "Nothing was done to this network.", where=str(path), not_done="Nothing was undone.", to_do="There is nothing to do."
+        )
+    trained = layout.weights != record.journal[-1].weights or not all(entry.untouched for entry in record.journal)
+    if trained and not discard_training:
+        raise Refusal(
+            "The tensors are no longer those that the conversion left: the network was trained since.",
+            where=str(path),
+            not_done="Nothing was undone.",
+            to_do="The parent file knows nothing of that training. To go back all the same: --discard-training.",
         )
     known = [(entry.parent_sha256, entry.parent_file) for entry in record.journal if entry.parent_sha256 is not None]
     wanted, name = known[-1] if known else (None, None)

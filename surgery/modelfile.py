@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from chansurg.surgery.applying import ChangedUnderneath, perform
+from chansurg.surgery.applying import ChangedUnderneath, build_layer, perform
 from chansurg.surgery.architecture import Architecture
+from chansurg.surgery.edits import Insert, Swap
 from chansurg.surgery.errors import ChansurgError, InputError, Refusal
 from chansurg.surgery.header_record import KEY, record_in_header
 from chansurg.surgery.journal import Record
@@ -30,6 +31,7 @@ from chansurg.surgery.reading.builders import build
 from chansurg.surgery.reading.checkpoint import Checkpoint
 from chansurg.surgery.reading.heads import with_classes
 from chansurg.surgery.reading.weights import build_with_tensors
+from chansurg.surgery.weights_digest import weights_digest
 from chansurg.surgery.writing import check_target, write_whole
 
 _ALIGNMENT = 64
@@ -58,7 +60,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     state = _tensors(network, target)
     tied = _ties(state)
     tensors = {name: tensor for name, tensor in state.items() if name not in tied}
-    header = {**record.as_json(), "tied": tied, "channels_last": sorted(name for name in tensors if is_channels_last(tensors[name]))}
+    channels_last = sorted(name for name in tensors if is_channels_last(tensors[name]))
+    header = {**record.as_json(), "weights": weights_digest(network), "tied": tied, "channels_last": channels_last}
     tensors = _apart({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
     write_whole(target, lambda temporary: save_file(tensors, temporary, metadata={KEY: text}))
@@ -67,7 +70,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def _true_record(network: nn.Module, target: Path) -> Record:
     """The record, if loading by it gives this network; with the right number of classes where only that was changed.
 
-    A network of the caller's own is theirs to build again, so there is nothing to compare it with.
+    A network of the caller's own is theirs to build again, so of that only the recipes' layers are compared.
 
     Raises:
         Refusal: where it would give another network.
@@ -75,6 +78,9 @@ def _true_record(network: nn.Module, target: Path) -> Record:
     record = record_of(network)
     base = record.architecture
     if base is None or base.source == "factory":
+        told = _changed_layers(network, record)
+        if told:
+            raise _changed(told, target)
         return record
     told = differences(network, replay(build(base), record, target))
     if not told:
@@ -88,8 +94,23 @@ def _true_record(network: nn.Module, target: Path) -> Record:
                 return changed
         except InputError:
             continue
+    raise _changed(told, target)
+
+
+def _changed_layers(network: nn.Module, record: Record) -> list[str]:
+    """Which layers that recipes put in are not what the journal says any more."""
+    layers = {edit.path: edit.layer for entry in record.journal for edit in entry.edits if isinstance(edit, Swap | Insert)}
+    found = dict(network.named_modules())
+    told = []
+    for path, spec in layers.items():
+        twin = build_layer(spec, path, None, (torch.device("meta"), torch.float32))
+        told += [f"{path}: {line}" for line in (differences(found[path], twin) if path in found else ["it is gone"])]
+    return told
+
+
+def _changed(told: list[str], target: Path) -> Refusal:
     more = f" (and {len(told) - 4} more)" if len(told) > 4 else ""
-    raise Refusal(
+    return Refusal(
         f"The network was changed since it was loaded or converted, and its file would not give it back: {'; '.join(told[:4])}{more}.",
         where=str(target),
         not_done="Nothing was written.",
@@ -181,7 +202,8 @@ def load_converted(checkpoint: Checkpoint, architecture: Architecture | None) ->
             not_done="It was not loaded.",
             to_do=_DAMAGED,
         ) from error
-    return attach(model, replace(record, architecture=base, file=checkpoint.path.name, sha256=checkpoint.sha256))
+    name, weights = checkpoint.path.name, weights_digest(model)
+    return attach(model, replace(record, architecture=base, file=name, sha256=checkpoint.sha256, weights=weights))
 
 
 def _aligned(tensor: Tensor) -> Tensor:

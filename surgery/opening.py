@@ -17,6 +17,7 @@ from chansurg.surgery.reading.checkpoint import Checkpoint, read_checkpoint
 from chansurg.surgery.reading.preprocessing import preprocessing_of
 from chansurg.surgery.reading.recognition import recognise
 from chansurg.surgery.reading.weights import build_with_tensors
+from chansurg.surgery.weights_digest import weights_digest
 
 SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".safetensors")
 
@@ -88,6 +89,7 @@ def _load_plain(checkpoint: Checkpoint, arch: str | None) -> nn.Module:
         preprocessing_of(recognition.architecture),
         file=checkpoint.path.name,
         sha256=checkpoint.sha256,
+        weights=weights_digest(network),
         notes=recognition.notes,
     )
     return attach(network, record)

@@ -15,6 +15,7 @@ import chansurg
 from chansurg.surgery.applying import build_layer, perform
 from chansurg.surgery.edits import Address, Bypass, Insert, LayerSpec, Narrow, Swap
 from chansurg.surgery.likeness import differences
+from chansurg.surgery.weights_digest import weights_digest
 
 SIZE = (3, 32, 32)
 PIX = LayerSpec("pix.PickOrMix", {"in_channels": 8, "out_channels": 8})
@@ -169,3 +170,41 @@ def test_parameters_of_the_original_are_not_shared_with_the_copy() -> None:
         for parameter in converted.parameters():
             parameter.zero_()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+class ReadsTheSqueeze(nn.Module):
+    """Its forward asks a layer that PiX replaces for something that only the original has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.squeeze = nn.Sequential(nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return x + self.squeeze(x) * self.squeeze[0].kernel_size[0]  # type: ignore[index]
+
+
+def test_a_conversion_whose_result_would_not_run_is_refused() -> None:
+    network = ReadsTheSqueeze().eval()
+    with pytest.raises(chansurg.Refusal, match=r"would not do what the original does: .*kernel_size"):
+        chansurg.convert(network, "pix", input_size=(3, 8, 8))
+    assert isinstance(network.squeeze[0], nn.Conv2d)
+
+
+def test_what_the_counts_leave_out_is_in_the_journal() -> None:
+    converted = chansurg.convert(network(), "pix", input_size=SIZE)
+    assert chansurg.record_of(converted).journal[-1].uncounted == chansurg.count(converted, SIZE).uncounted
+    assert "aten.amax" in chansurg.record_of(converted).journal[-1].uncounted
+
+
+def test_a_digest_follows_values_and_not_memory_formats() -> None:
+    model = network()
+    before = weights_digest(model)
+    assert weights_digest(copy.deepcopy(model).to(memory_format=torch.channels_last)) == before
+    assert weights_digest(copy.deepcopy(model).half()) != before
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model(torch.randn(2, *SIZE)).sum().backward()
+    optimizer.step()
+    assert weights_digest(model) != before
+    assert weights_digest(model.to("meta")) == ""

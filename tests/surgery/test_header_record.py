@@ -18,11 +18,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "pix-schema1.safetensors"
 
 
 def metadata(**changes: Any) -> dict[str, str]:
-    return {KEY: json.dumps({**Record(None).as_json(), "tied": {"b": "a"}, "channels_last": ["a"], **changes})}
+    return {KEY: json.dumps({**Record(None).as_json(), "tied": {"b": "a"}, "channels_last": ["a"], "weights": "0123", **changes})}
 
 
 def test_record_and_layout() -> None:
-    assert record_in_header(metadata(), "x") == (Record(None), Layout({"b": "a"}, ("a",)))
+    assert record_in_header(metadata(), "x") == (Record(None), Layout({"b": "a"}, ("a",), "0123"))
 
 
 def test_a_file_without_a_record() -> None:

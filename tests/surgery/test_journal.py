@@ -26,7 +26,9 @@ ENTRY = Entry(
     removed=("bn.weight",),
     before={"params": 10, "macs": 20, "ops": 30, "memory_access": 40},
     after={"params": 5, "macs": 10, "ops": 15, "memory_access": 20},
-    verdict={"equal": False},
+    uncounted=("aten.add",),
+    weights="fedcba9876543210",
+    untouched=False,
 )
 RECORD = Record(
     Architecture("torchvision", "resnet18", {"num_classes": 7}),
@@ -49,10 +51,10 @@ def test_notes_and_the_own_file_stay_out_of_files() -> None:
 
 def test_an_entry_takes_over_the_file_it_started_from() -> None:
     loaded = replace(RECORD, journal=(), file="a.pth", sha256="abc")
-    once = loaded.with_entry(ENTRY)
+    once = loaded.with_entry(ENTRY, "")
     assert (once.journal[0].parent_file, once.journal[0].parent_sha256) == ("a.pth", "abc")
     assert (once.file, once.sha256) == (None, None)
-    twice = once.with_entry(ENTRY)
+    twice = once.with_entry(ENTRY, ENTRY.weights)
     assert twice.journal[0] == once.journal[0]
     assert (twice.journal[1].parent_file, twice.journal[1].parent_sha256) == (None, None)
 
@@ -104,7 +106,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         broken(journal__0__tensors__new=[1]),
         broken(journal__0__before={"params": "many"}),
         broken(journal__0__before=None),
-        broken(journal__0__verdict=3),
+        broken(journal__0__uncounted=3),
         broken(journal__0__parent=None),
         broken(journal__0__parent__file=3),
         broken(journal__0__parent__sha256=["a"]),

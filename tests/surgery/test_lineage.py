@@ -110,3 +110,34 @@ def test_nothing_to_undo(folder: Path) -> None:
     chansurg.save(fresh, folder / "fresh.safetensors")
     with pytest.raises(chansurg.Refusal, match="not converted from a file"):
         chansurg.undo(folder / "fresh.safetensors")
+
+
+def test_training_after_a_conversion_is_not_thrown_away_unasked(folder: Path) -> None:
+    network = chansurg.load(folder / "c.safetensors")
+    with torch.no_grad():
+        network.linear.bias.add_(1e-3)
+    chansurg.save(network, folder / "trained.safetensors")
+    with pytest.raises(chansurg.Refusal, match="trained since") as told:
+        chansurg.undo(folder / "trained.safetensors")
+    assert "--discard-training" in told.value.to_do
+    assert chansurg.undo(folder / "trained.safetensors", discard_training=True) == folder / "b.safetensors"
+
+
+def test_a_network_that_was_trained_before_a_conversion_names_no_parent(folder: Path) -> None:
+    network = chansurg.load(folder / "b.safetensors")
+    with torch.no_grad():
+        network.linear.weight.mul_(1.5)
+    converted = chansurg.convert(network, "pix", mode="downscale", zeta=4)
+    chansurg.save(converted, folder / "d.safetensors")
+    last = chansurg.history(folder / "d.safetensors").journal[-1]
+    assert (last.untouched, last.parent_file, last.parent_sha256) == (False, None, None)
+    with pytest.raises(chansurg.Refusal, match="trained since"):
+        chansurg.undo(folder / "d.safetensors")
+
+
+def test_conversions_in_memory_one_after_the_other_are_untouched(folder: Path) -> None:
+    first = chansurg.convert(chansurg.load(folder / "a.pth"), "pix", mode="downscale", zeta=2)
+    second = chansurg.convert(first, "pix", mode="downscale", zeta=4)
+    chansurg.save(second, folder / "e.safetensors")
+    assert [entry.untouched for entry in chansurg.history(folder / "e.safetensors").journal] == [True, True]
+    assert chansurg.undo(folder / "e.safetensors") == folder / "a.pth"

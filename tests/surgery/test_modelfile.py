@@ -431,3 +431,12 @@ def test_a_file_loads_in_another_process(file: Path, converted: nn.Module) -> No
     )
     subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONPATH": ":".join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"})
     assert torch.equal(torch.load(file.parent / "out.pt"), outputs(converted))
+
+
+def test_a_layer_of_a_recipe_that_was_changed_after_the_conversion_is_not_saved(tmp_path: Path) -> None:
+    network = chansurg.convert(chansurg.load("networks.small:tiny", input_size=(16,)), "pix")
+    layer = next(module for module in network.modules() if type(module).__name__ == "PickOrMix")
+    layer.tau = 0.25  # type: ignore[assignment]
+    with pytest.raises(chansurg.Refusal, match=r"tau is 0\.25 and was built as 0\.5"):
+        chansurg.save(network, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
