@@ -7,14 +7,14 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-_SAMPLES = 16
+_SAMPLES = 64
 
 
 def weights_digest(model: nn.Module) -> str:
     """Sixteen hexadecimal digits that change when the tensors of ``model`` do; empty where they have no numbers.
 
-    Each tensor of the state dict gives its name, dtype, shape, least and greatest value and sixteen values spread over it. That is quick,
-    does not depend on memory format or number of threads, and notices any training step; it is no proof against a forger.
+    Each tensor of the state dict gives its name, dtype, shape and up to 64 values spread over it. That is quick, does not depend on memory
+    format or number of threads, and notices any training step; it is no proof that nothing was changed by hand.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -26,7 +26,5 @@ def weights_digest(model: nn.Module) -> str:
         if tensor.numel():
             at = torch.linspace(0, tensor.numel() - 1, min(_SAMPLES, tensor.numel()), dtype=torch.float64).long()
             values = tensor.detach()[torch.unravel_index(at.to(tensor.device), tensor.shape)] if tensor.ndim else tensor.detach()
-            ends = torch.stack(tensor.detach().aminmax()) if not tensor.is_complex() else values
-            for part in (values, ends):
-                digest.update(repr(part.flatten().tolist()).encode())
+            digest.update(repr(values.flatten().tolist()).encode())
     return digest.hexdigest()[:16]
