@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from torch import fx
 
+from chansurg.surgery.narrowing import is_depthwise
 from chansurg.surgery.plan import Site, Skip
 from chansurg.surgery.survey import Block, Region, Survey
 from chansurg.surgery.survey.chains import Tail, feeding_layer, feeds_addition, feeds_spatial_conv, tail_of
@@ -24,7 +26,6 @@ from chansurg.surgery.survey.kinds import (
     conv_of,
     follow,
     is_activation,
-    is_depthwise,
     is_neutral,
     is_pointwise,
     is_strided,
@@ -58,13 +59,13 @@ class SqueezeSite:
     channel_dim: int
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> Fraction:
         """The sampling factor that keeps the width."""
-        return self.in_channels / self.out_channels
+        return Fraction(self.in_channels, self.out_channels)
 
     def describe(self) -> Site:
         """The site as plain data."""
-        detail = {"in_channels": self.in_channels, "out_channels": self.out_channels, "ratio": round(self.ratio, 4)}
+        detail = {"in_channels": self.in_channels, "out_channels": self.out_channels, "ratio": round(float(self.ratio), 4)}
         return Site(path_of(self.layer), self.kind, detail)
 
 
@@ -99,10 +100,13 @@ def squeeze_sites(survey: Survey) -> tuple[list[SqueezeSite], list[Skip]]:
     skipped: list[Skip] = []
     equal: list[SqueezeSite] = []
     for region in survey.regions:
-        hidden = _feed_forward_layers(survey, region)
+        ends = {_last_layer(block) for block in survey.blocks(region)}
+        hidden = _feed_forward_layers(region, ends)
         for node in region.nodes:
             candidate = _candidate(region, node, "feed-forward" if node in hidden else "squeeze")
             if candidate is None:
+                if node in ends and _reduces_tokens(node):
+                    skipped.append(Skip(path_of(node), "no layer that widens by as much feeds it through an activation alone"))
                 continue
             reason = _refusal(survey, candidate)
             if reason is not None:
@@ -189,13 +193,20 @@ def _expanded_width(last: fx.Node) -> int | None:
     return None
 
 
-def _feed_forward_layers(survey: Survey, region: Region) -> set[fx.Node]:
-    """Second layers of feed-forward networks: pointwise, fed through an activation by a pointwise layer, back to its input's width."""
+def _reduces_tokens(node: fx.Node) -> bool:
+    linear, shape = linear_of(node), shape_of(node)
+    return linear is not None and shape is not None and len(shape) > 2 and linear.in_features > linear.out_features
+
+
+def _feed_forward_layers(region: Region, ends: set[fx.Node | None]) -> set[fx.Node]:
+    """Second layers of feed-forward networks: pointwise, fed by a pointwise layer through an activation, back to the width they came from.
+
+    They are among the last layers of residual branches, ``ends``.
+    """
     found: set[fx.Node] = set()
-    last_of_branch = {_last_layer(block) for block in survey.blocks(region)}
     for node in region.nodes:
         widths = _pointwise_widths(node)
-        if widths is None or node not in last_of_branch:
+        if widths is None or node not in ends:
             continue
         first, between = feeding_layer(node)
         first_widths = None if first is None else _pointwise_widths(first)
