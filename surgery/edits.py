@@ -40,10 +40,10 @@ class Address:
 
     @property
     def path(self) -> str:
-        """The called module's path, or the owner's path and the operation."""
-        name = self.operation.removeprefix("self.")
-        if self.owner:
-            name = f"{self.owner}.{name}" if self.operation.startswith("self.") else f"{self.owner}:{name}"
+        """The called module's path; for a function or method ``owner:operation``, with nothing ahead of the colon for the network."""
+        name = f"{self.owner}:{self.operation}"
+        if self.operation.startswith("self."):
+            name = f"{self.owner}.{self.operation.removeprefix('self.')}".removeprefix(".")
         return name if self.call == 0 else f"{name}#{self.call}"
 
     def as_json(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ One handler a layer type. The kept indices are given; what to keep is the recipe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +15,10 @@ from chansurg.surgery.errors import Refusal
 from chansurg.surgery.memory_format import is_channels_last, to_channels_last
 
 Indices = Sequence[int]
+_Handler = Callable[[nn.Module, Indices | None, Indices | None], None]
+
+_WEIGHTS = frozenset(("weight", "bias"))
+_NORM_TENSORS = frozenset(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
 
 
 def narrow(module: nn.Module, path: str, in_channels: Indices | None, out_channels: Indices | None) -> None:
@@ -28,15 +33,64 @@ def narrow(module: nn.Module, path: str, in_channels: Indices | None, out_channe
     Raises:
         Refusal: for a layer that cannot be narrowed like that. The layer is then as it was.
     """
+    reason = reason_against(module, in_channels, out_channels)
+    if reason is not None:
+        raise refuse(path, reason)
     handler = _handler(module)
-    if handler is None:
-        raise refuse(path, f"{type(module).__name__} has no rule for being narrowed")
+    assert handler is not None
+    handler(module, in_channels, out_channels)
+
+
+def reason_against(module: nn.Module, in_channels: Indices | None, out_channels: Indices | None) -> str | None:
+    """Why a layer cannot keep just these channels, or ``None``; nothing is changed. Arguments as for :func:`narrow`."""
+    if _handler(module) is None:
+        return f"{type(module).__name__} has no rule for being narrowed"
     if "weight" not in module._parameters and "weight" not in module._buffers:
-        raise refuse(path, "its weight is computed from other tensors (a parametrization, or a pruning mask)")
+        return "its weight is computed from other tensors (a parametrization, or a pruning mask)"
+    if others := _unknown_tensors(module):
+        return f"it holds tensors that no rule slices ({', '.join(others[:3])}{', …' if len(others) > 3 else ''})"
     width_in, width_out = _widths(module)
-    _check_indices(path, "input", in_channels, width_in)
-    _check_indices(path, "output", out_channels, width_out)
-    handler(module, path, in_channels, out_channels)
+    return (
+        _against_indices("input", in_channels, width_in)
+        or _against_indices("output", out_channels, width_out)
+        or (_against_conv(module, in_channels, out_channels) if isinstance(module, nn.modules.conv._ConvNd) else None)
+        or _against_shape(module)
+    )
+
+
+def _unknown_tensors(module: nn.Module) -> list[str]:
+    """Parameters and buffers beyond those that the rule slices; single numbers fit any width."""
+    known = _WEIGHTS if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) else _NORM_TENSORS
+    held = itertools.chain(module.named_parameters(), module.named_buffers())
+    return [name for name, tensor in held if name not in known and tensor.numel() != 1]
+
+
+def _against_shape(module: nn.Module) -> str | None:
+    """A weight that is stored in another form (quantised and packed, say) cannot be sliced by channels."""
+    if isinstance(module, nn.LayerNorm):
+        return "it normalises over more than the channels" if len(module.normalized_shape) != 1 else None
+    weight = module.weight
+    if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) or not isinstance(weight, torch.Tensor):
+        return None
+    width_in, width_out = _widths(module)
+    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
+    return None if tuple(weight.shape[:2]) == (width_out, width_in // groups) else "its weight is stored in a form of its own"
+
+
+def _against_conv(conv: nn.modules.conv._ConvNd, in_channels: Indices | None, out_channels: Indices | None) -> str | None:
+    if conv.transposed:
+        return "it is a transposed convolution"
+    if is_depthwise(conv):
+        changes = in_channels is not None or out_channels is not None
+        return "it is a depthwise convolution with several outputs a channel" if changes and conv.out_channels != conv.in_channels else None
+    for side, kept, width in (("input", in_channels, conv.in_channels), ("output", out_channels, conv.out_channels)):
+        if kept is None:
+            continue
+        per_group = width // conv.groups
+        counts = {sum(1 for i in kept if i // per_group == group) for group in range(conv.groups)}
+        if len(counts) != 1 or list(kept) != sorted(kept, key=lambda i: i // per_group):
+            return f"its {conv.groups} groups would keep unequal numbers of {side} channels"
+    return None
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
@@ -52,15 +106,16 @@ def _widths(module: nn.Module) -> tuple[int, int]:
     return channels, channels
 
 
-def _check_indices(path: str, side: str, indices: Indices | None, width: int) -> None:
+def _against_indices(side: str, indices: Indices | None, width: int) -> str | None:
     if indices is None:
-        return
+        return None
     if not indices:
-        raise refuse(path, f"no {side} channel would be left")
+        return f"no {side} channel would be left"
     if min(indices) < 0 or max(indices) >= width:
-        raise refuse(path, f"it has {width} {side} channels, and channel {min(indices) if min(indices) < 0 else max(indices)} was named")
+        return f"it has {width} {side} channels, and channel {min(indices) if min(indices) < 0 else max(indices)} was named"
     if len(set(indices)) != len(indices):
-        raise refuse(path, f"an {side} channel was named twice")
+        return f"an {side} channel was named twice"
+    return None
 
 
 def can_narrow(module: nn.Module) -> bool:
@@ -68,7 +123,7 @@ def can_narrow(module: nn.Module) -> bool:
     return _handler(module) is not None
 
 
-def _handler(module: nn.Module) -> Callable[[nn.Module, str, Indices | None, Indices | None], None] | None:
+def _handler(module: nn.Module) -> _Handler | None:
     for kind, handler in _HANDLERS:
         if isinstance(module, kind):
             return handler
@@ -105,16 +160,12 @@ def _select(module: nn.Module, name: str, axis: int, indices: Indices) -> None:
         setattr(module, name, kept)
 
 
-def _narrow_conv(module: nn.Module, path: str, in_channels: Indices | None, out_channels: Indices | None) -> None:
+def _narrow_conv(module: nn.Module, in_channels: Indices | None, out_channels: Indices | None) -> None:
     assert isinstance(module, nn.modules.conv._ConvNd)
-    if module.transposed:
-        raise refuse(path, "it is a transposed convolution")
     if is_depthwise(module):
         kept = out_channels if out_channels is not None else in_channels
         if kept is None:
             return
-        if module.out_channels != module.in_channels:
-            raise refuse(path, "it is a depthwise convolution with several outputs a channel")
         _select(module, "weight", 0, kept)
         _select(module, "bias", 0, kept)
         module.in_channels = module.out_channels = module.groups = len(kept)
@@ -122,18 +173,12 @@ def _narrow_conv(module: nn.Module, path: str, in_channels: Indices | None, out_
     if in_channels is not None:
         per_group = module.in_channels // module.groups
         groups = [[i % per_group for i in in_channels if i // per_group == group] for group in range(module.groups)]
-        if len({len(group) for group in groups}) != 1 or list(in_channels) != sorted(in_channels, key=lambda i: i // per_group):
-            raise refuse(path, f"its {module.groups} groups would keep unequal numbers of input channels")
         if module.groups == 1:
             _select(module, "weight", 1, in_channels)
         else:
             _select_per_group(module, groups)
         module.in_channels = len(in_channels)
     if out_channels is not None:
-        per_group = module.out_channels // module.groups
-        counts = {sum(1 for i in out_channels if i // per_group == group) for group in range(module.groups)}
-        if len(counts) != 1 or list(out_channels) != sorted(out_channels, key=lambda i: i // per_group):
-            raise refuse(path, f"its {module.groups} groups would keep unequal numbers of output channels")
         _select(module, "weight", 0, out_channels)
         _select(module, "bias", 0, out_channels)
         module.out_channels = len(out_channels)
@@ -147,7 +192,7 @@ def _select_per_group(module: nn.modules.conv._ConvNd, groups: Sequence[Indices]
     module.weight = nn.Parameter(to_channels_last(joined) if is_channels_last(weight) else joined, requires_grad=weight.requires_grad)
 
 
-def _narrow_linear(module: nn.Module, path: str, in_channels: Indices | None, out_channels: Indices | None) -> None:
+def _narrow_linear(module: nn.Module, in_channels: Indices | None, out_channels: Indices | None) -> None:
     assert isinstance(module, nn.Linear)
     if in_channels is not None:
         _select(module, "weight", 1, in_channels)
@@ -158,7 +203,7 @@ def _narrow_linear(module: nn.Module, path: str, in_channels: Indices | None, ou
         module.out_features = len(out_channels)
 
 
-def _narrow_norm(module: nn.Module, path: str, in_channels: Indices | None, out_channels: Indices | None) -> None:
+def _narrow_norm(module: nn.Module, in_channels: Indices | None, out_channels: Indices | None) -> None:
     kept = out_channels if out_channels is not None else in_channels
     if kept is None:
         return
@@ -168,19 +213,17 @@ def _narrow_norm(module: nn.Module, path: str, in_channels: Indices | None, out_
         module.num_features = len(kept)  # type: ignore[assignment]
 
 
-def _narrow_layer_norm(module: nn.Module, path: str, in_channels: Indices | None, out_channels: Indices | None) -> None:
+def _narrow_layer_norm(module: nn.Module, in_channels: Indices | None, out_channels: Indices | None) -> None:
     assert isinstance(module, nn.LayerNorm)
     kept = out_channels if out_channels is not None else in_channels
     if kept is None:
         return
-    if len(module.normalized_shape) != 1:
-        raise refuse(path, "it normalises over more than the channels")
     _select(module, "weight", 0, kept)
     _select(module, "bias", 0, kept)
     module.normalized_shape = (len(kept),)
 
 
-_HANDLERS: tuple[tuple[type[nn.Module], Callable[[nn.Module, str, Indices | None, Indices | None], None]], ...] = (
+_HANDLERS: tuple[tuple[type[nn.Module], _Handler], ...] = (
     (nn.modules.conv._ConvNd, _narrow_conv),
     (nn.Linear, _narrow_linear),
     (nn.modules.batchnorm._BatchNorm, _narrow_norm),

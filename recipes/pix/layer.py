@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chansurg.recipes.pix.options import OPERATORS
 from chansurg.recipes.pix.partition import check_partition, contiguous_runs, partition
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.layer import RecipeLayer
-
-OPERATORS = ("pick-or-mix", "pick", "mix", "min")
 
 
 class PickOrMix(RecipeLayer):
@@ -75,6 +74,16 @@ class PickOrMix(RecipeLayer):
         self.theta = nn.Parameter(torch.empty(out_channels, in_channels))
         self.beta = nn.Parameter(torch.empty(out_channels))
         self.reset_parameters()
+
+    @property
+    def in_features(self) -> int:
+        """``in_channels``, under the name that code around a linear layer reads."""
+        return self.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """``out_channels``, under the name that code around a linear layer reads."""
+        return self.out_channels
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw ``theta`` anew (Xavier uniform, from ``generator`` if given) and set ``beta`` to zero (Section 3.2)."""

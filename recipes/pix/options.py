@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from chansurg.recipes.pix.partition import SUBSETS
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.recipe import option
 
 MODES = ("squeeze", "downscale")
 OPERATORS = ("pick-or-mix", "pick", "mix", "min")
-SUBSETS = ("contiguous", "strided")
+TAU = 0.5
+LARGEST_ZETA = 2**16  # no layer has more channels
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class PixOptions:
         "min: the minimum in place of the maximum.",
         choices=OPERATORS,
     )
-    tau: float = option(0.5, "Threshold on the sampling probability between pick and mix, 0 to 1.")
+    tau: float = option(TAU, "Threshold on the sampling probability between pick and mix, 0 to 1. pick and mix alone have none.")
     subsets: str = option(
         "contiguous",
         "Which channels share a subset: neighbours, or every K-th (strided), which is quicker on channels_last maps.",
@@ -52,9 +54,9 @@ class PixOptions:
             try:
                 zeta = int(zeta)
             except ValueError:
-                raise _bad("zeta", zeta, "Pass a whole number of at least 1, or 'own' in squeeze mode.") from None
-        if isinstance(zeta, bool) or not (zeta == "own" or (isinstance(zeta, int) and zeta >= 1)):
-            raise _bad("zeta", zeta, "Pass a whole number of at least 1, or 'own' in squeeze mode.")
+                raise _bad("zeta", zeta, f"Pass a whole number from 1 to {LARGEST_ZETA}, or 'own' in squeeze mode.") from None
+        if isinstance(zeta, bool) or not (zeta == "own" or (isinstance(zeta, int) and 1 <= zeta <= LARGEST_ZETA)):
+            raise _bad("zeta", zeta, f"Pass a whole number from 1 to {LARGEST_ZETA}, or 'own' in squeeze mode.")
         if zeta == "own" and self.mode == "downscale":
             raise _bad("zeta", zeta, "In downscale mode pass the factor, a whole number of at least 1.")
         object.__setattr__(self, "zeta", zeta)
@@ -64,12 +66,18 @@ class PixOptions:
             raise _bad("tau", self.tau, "Pass a number between 0 and 1.") from None
         if not 0.0 <= tau <= 1.0:
             raise _bad("tau", self.tau, "Pass a number between 0 and 1.")
+        if self.operator in ("pick", "mix") and tau != TAU:
+            raise _bad(
+                "tau", self.tau, f"The operator {self.operator!r} compares nothing with tau: leave --tau out, or choose pick-or-mix."
+            )
         object.__setattr__(self, "tau", tau)
 
 
 def _bad(name: str, value: object, to_do: str) -> InputError:
+    huge = isinstance(value, int) and abs(value) > 10**18
+    text = "A number as large as that" if huge else f"{value!r:.80}"
     return InputError(
-        f"{value!r} is not a value of --{name}.",
+        f"{text} is not a value of --{name}.",
         where=f"recipe pix, option --{name}",
         not_done="Nothing was converted.",
         to_do=to_do,

@@ -1,37 +1,30 @@
-"""From sites and options to edits.
-
-**What is kept.** PiX replaces a squeeze's weights, so those are gone; every other tensor keeps its values, whole or sliced. The rule for
-slices: where PiX is put in front of a layer, that layer keeps, for each subset, the one of the subset's input slices with the largest
-Euclidean norm; where a width shrinks, the filters (or input slices) with the largest norms stay, in their order, equally many in each
-group. A later calibration can choose better from data; :func:`strongest` and :func:`strongest_of_each` are the place for it.
-"""
+"""From sites and options to edits. Which slices of a smaller layer stay is decided in :mod:`chansurg.recipes.pix.keeping`."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx, nn
 
+from chansurg.recipes.pix.keeping import Indices, filter_norms, slice_norms, strongest, strongest_of_each
 from chansurg.recipes.pix.options import PixOptions
 from chansurg.recipes.pix.partition import partition
 from chansurg.recipes.pix.sites import DownscaleSite, SqueezeSite, downscale_sites, squeeze_sites
 from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap
-from chansurg.surgery.narrowing import can_narrow
+from chansurg.surgery.narrowing import is_depthwise, reason_against
 from chansurg.surgery.plan import Plan, Site, Skip
 from chansurg.surgery.survey import Region, Survey
-from chansurg.surgery.survey.kinds import conv_of, is_depthwise, is_pointwise, module_of, path_of
+from chansurg.surgery.survey.kinds import conv_of, is_pointwise, module_of, path_of
 
 if TYPE_CHECKING:
     from chansurg.recipes.pix import Pix
-
-Indices = tuple[int, ...]
 
 
 class CannotApply(Exception):
@@ -70,11 +63,15 @@ def plan(recipe: Pix, survey: Survey, options: PixOptions) -> Plan:
     )
 
 
-def _scale(sites: Sequence[SqueezeSite], options: PixOptions) -> float:
-    """What ``--zeta N`` multiplies every site's own ratio by: N over the most common ratio; 1 for ``own``."""
+def _scale(sites: Sequence[SqueezeSite], options: PixOptions) -> Fraction:
+    """What ``--zeta N`` multiplies every site's own ratio by; 1 for ``own``.
+
+    It is N over the network's most common ratio, the larger ratio where two are equally common.
+    """
     if not sites or not isinstance(options.zeta, int):
-        return 1.0
-    return options.zeta / Counter(site.ratio for site in sites).most_common(1)[0][0]
+        return Fraction(1)
+    counts = Counter(site.ratio for site in sites)
+    return options.zeta / max(counts, key=lambda ratio: (counts[ratio], ratio))
 
 
 class _Draft:
@@ -87,7 +84,6 @@ class _Draft:
         self.signatures: dict[str, Mapping[str, Any]] = {}
         self._structural: list[Edit] = []
         self._narrowed: dict[str, Narrow] = {}
-        self._weights = {path: module for path, module in survey.original.named_modules() if can_narrow(module)}
 
     def edits(self) -> list[Edit]:
         """Slices first, then layers that are swapped and inserted, then what is bypassed."""
@@ -106,16 +102,17 @@ class _Draft:
         described = site.describe()
         return dataclasses.replace(described, detail={**described.detail, **detail})
 
-    def squeeze(self, site: SqueezeSite, scale: float) -> dict[str, Any]:
+    def squeeze(self, site: SqueezeSite, scale: Fraction) -> dict[str, Any]:
         """Replace a squeezing layer, its norm and activation; a smaller width shrinks the spatial convolution behind it too."""
-        width = -(-site.out_channels // scale) if scale != 1 else site.out_channels
-        width = int(width)
+        width = math.ceil(site.out_channels / scale)
+        if scale > site.out_channels:
+            raise CannotApply(f"zeta {self.options.zeta} would leave nothing of its {site.out_channels} channels")
         if width > site.out_channels:
             raise CannotApply(f"zeta {self.options.zeta} would widen it from {site.out_channels} to {width} channels")
         if width != site.out_channels:
             if site.kind == "feed-forward":
                 raise CannotApply("its output is added to the residual stream, so its width is fixed")
-            self._shrink_behind(site, width, scale)
+            self._shrink_behind(site, width)
         self._structural.append(Swap(path_of(site.layer), self._layer(site.in_channels, width, None, site.channel_dim)))
         self._sign(site.region, site.layer)
         for node in site.removed:
@@ -123,7 +120,7 @@ class _Draft:
             self._sign(site.region, node)
         return {"width": width, "removed": [path_of(node) for node in site.removed]}
 
-    def _shrink_behind(self, site: SqueezeSite, width: int, scale: float) -> None:
+    def _shrink_behind(self, site: SqueezeSite, width: int) -> None:
         """Narrow whatever takes the squeezed channels; a bottleneck's spatial convolution puts out fewer, and its 1x1 takes fewer."""
         space = self.survey.spaces(site.region).after(site.layer)
         if space.blockers:
@@ -133,9 +130,8 @@ class _Draft:
         if any(member.side == "out" for member in readers):
             raise CannotApply("its width is tied to another layer's output")
         groups = math.lcm(*(_groups(member.node) for member in readers))
-        if width % groups:
-            raise CannotApply(f"the {groups} groups of the convolution behind it cannot share {width} channels")
-        kept = strongest([self._weight(m.path, 1, width) for m in readers if m.side == "in"], width, site.out_channels, groups)
+        norms = [slice_norms(self._original(member.node)) for member in readers if member.side == "in"]
+        kept = strongest(norms, width, site.out_channels, groups)
         for member in readers:
             self._narrow(site.region, member.node, inputs=kept, outputs=kept if member.side == "both" else None)
             conv = conv_of(member.node)
@@ -163,15 +159,17 @@ class _Draft:
 
     def _put_before(self, region: Region, node: fx.Node, channels: Sequence[int], zeta: int, channel_dim: int) -> int:
         """Insert PiX over ``channels`` of a layer's input and slice the layer to match; returns the new input width."""
+        if zeta > len(channels):
+            raise CannotApply(f"it has {len(channels)} channels, too few for subsets of {zeta}")
         width = -(-len(channels) // zeta)
         conv = conv_of(node)
         groups = 1 if conv is None else conv.groups
         subsets = self.options.subsets if groups == 1 else "contiguous"  # a group's channels are neighbours
-        if groups > 1 and (len(channels) % (groups * zeta) or width % groups):
+        if groups > 1 and len(channels) % (groups * zeta):
             raise CannotApply(f"its {groups} groups of {len(channels) // groups} channels cannot be divided by {zeta}")
         if zeta > 1:
             parts = [[channels[i] for i in part] for part in partition(len(channels), width, zeta, subsets)]
-            kept = strongest_of_each(self._slice_norms(path_of(node)), parts)
+            kept = strongest_of_each(slice_norms(self._original(node)), parts)
             self._narrow(region, node, inputs=kept)
         module = module_of(node)
         assert module is not None
@@ -186,9 +184,7 @@ class _Draft:
         """Keep the strongest filters of a convolution, and the same channels of everything in its output's space but ``leave``."""
         conv = conv_of(node)
         assert conv is not None
-        if width % conv.groups:
-            raise CannotApply(f"its {conv.groups} groups cannot share {width} channels")
-        kept = strongest([self._weight(path_of(node), 0, width)], width, conv.out_channels, conv.groups)
+        kept = strongest([filter_norms(self._original(node))], width, conv.out_channels, conv.groups)
         for member in self.survey.spaces(region).after(node).members:
             if leave is not None and member.node is leave:
                 continue
@@ -201,24 +197,20 @@ class _Draft:
         return kept
 
     def _narrow(self, region: Region, node: fx.Node, *, inputs: Indices | None = None, outputs: Indices | None = None) -> None:
-        path, module = path_of(node), module_of(node)
-        conv = conv_of(node)
-        if module is None or not can_narrow(module):
-            raise CannotApply(f"{path} ({type(module).__name__}) cannot be narrowed")
-        if conv is not None and conv.groups > 1 and conv.groups != conv.in_channels:
-            for kept, total in ((inputs, conv.in_channels), (outputs, conv.out_channels)):
-                if kept is not None and len(set(Counter(i // (total // conv.groups) for i in kept).values())) > 1:
-                    raise CannotApply(f"{path}'s {conv.groups} groups would keep unequal numbers of channels")
-                if kept is not None and len({i // (total // conv.groups) for i in kept}) != conv.groups:
-                    raise CannotApply(f"{path}'s {conv.groups} groups cannot share {len(kept)} channels")
-        reason = self.survey.uneditable(region, node, replaces=True)
+        path = path_of(node)
+        old = self._narrowed.get(path, Narrow(path))
+        new = Narrow(path, old.in_channels if inputs is None else inputs, old.out_channels if outputs is None else outputs)
+        reason = reason_against(self._original(node), new.in_channels, new.out_channels) or self.survey.uneditable(
+            region, node, replaces=True
+        )
         if reason is not None:
             raise CannotApply(f"{path} cannot be narrowed: {reason}")
-        old = self._narrowed.get(path, Narrow(path))
-        self._narrowed[path] = Narrow(
-            path, inputs if inputs is not None else old.in_channels, outputs if outputs is not None else old.out_channels
-        )
+        self._narrowed[path] = new
         self._sign(region, node)
+
+    def _original(self, node: fx.Node) -> nn.Module:
+        """The caller's module that the node calls, with its numbers."""
+        return self.survey.original.get_submodule(path_of(node))
 
     def _layer(self, in_channels: int, width: int, zeta: int | None, channel_dim: int, subsets: str | None = None) -> LayerSpec:
         arguments = {
@@ -247,53 +239,8 @@ class _Draft:
         owner = self._address(node).owner
         self.signatures[owner] = self.survey.signature(region, owner)
 
-    def _slice_norms(self, path: str) -> torch.Tensor | None:
-        """Euclidean norm of each input slice of a layer, over all groups: ``[in_channels]``; ``None`` where there are no numbers."""
-        module = self._weights[path]
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        if weight.is_meta:
-            return None
-        groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
-        by_group = weight.detach().float().reshape(groups, -1, *weight.shape[1:])
-        norms: torch.Tensor = by_group.transpose(1, 2).flatten(2).norm(dim=2).flatten()
-        return norms
-
-    def _weight(self, path: str, axis: int, width: int) -> torch.Tensor | None:
-        """Norms of a layer's filters (axis 0) or input slices (axis 1)."""
-        if axis == 1:
-            return self._slice_norms(path)
-        weight = self._weights[path].weight
-        assert isinstance(weight, torch.Tensor)
-        return None if weight.is_meta else weight.detach().float().flatten(1).norm(dim=1)
-
 
 def _groups(node: fx.Node) -> int:
     """Into how many runs a layer divides its channels; a depthwise convolution can lose any of them."""
     conv = conv_of(node)
     return 1 if conv is None or is_depthwise(conv) else conv.groups
-
-
-def strongest(norms: Sequence[torch.Tensor | None], width: int, total: int, groups: int) -> Indices:
-    """The ``width`` channels with the largest norms (their squares summed over several readers), in ascending order, equally many in
-    each group.
-
-    Args:
-        norms: ``[total]`` each; ``None`` (a network without numbers) keeps the first channels.
-        width: how many to keep, a multiple of ``groups``.
-        total: how many there are.
-        groups: groups of a convolution, as runs of channels.
-    """
-    numbers = [norm for norm in norms if norm is not None]
-    score = torch.stack([norm.square() for norm in numbers]).sum(0) if numbers else -torch.arange(total, dtype=torch.float)
-    per_group = score.reshape(groups, -1).argsort(dim=1, descending=True, stable=True)[:, : width // groups]
-    offsets = torch.arange(groups).unsqueeze(1) * (total // groups)
-    return tuple(int(i) for i in (per_group.sort(dim=1).values + offsets).flatten())
-
-
-def strongest_of_each(norms: torch.Tensor | None, subsets: Sequence[Sequence[int]]) -> Indices:
-    """For each subset the channel with the largest norm; the first among equals, or where there are no numbers."""
-    if norms is None:
-        return tuple(subset[0] for subset in subsets)
-    values = norms.tolist()
-    return tuple(max(subset, key=lambda i: (values[i], -i)) for subset in subsets)

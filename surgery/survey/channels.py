@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from chansurg.surgery.layer import RecipeLayer
+from chansurg.surgery.narrowing import is_depthwise
 from chansurg.surgery.survey.kinds import (
     conv_of,
     function_name,
-    is_depthwise,
     is_elementwise,
     is_norm,
     is_pooling,
@@ -74,10 +74,6 @@ class ChannelSpaces:
             for at, reason in self._blockers:
                 self._spaces.setdefault(self._find(at), Space()).blockers.append(reason)
         return self._spaces.get(self._find(node), Space())
-
-    def channel_axis(self, node: fx.Node) -> int | None:
-        """Where the channels of ``node``'s output are: 1, -1, or ``None`` where that was lost."""
-        return self._axis.get(node)
 
     def _find(self, node: fx.Node) -> fx.Node:
         while self._parent[node] is not node:

@@ -87,11 +87,6 @@ def is_strided(conv: nn.modules.conv._ConvNd) -> bool:
     return any(step != 1 for step in conv.stride)
 
 
-def is_depthwise(conv: nn.modules.conv._ConvNd) -> bool:
-    """One input channel a group, more than one group; a convolution of one channel is not depthwise."""
-    return conv.groups > 1 and conv.groups == conv.in_channels
-
-
 def is_norm(node: fx.Node) -> bool:
     """Batch, layer, group, instance or RMS norm; with or without an activation of its own."""
     module = module_of(node)
@@ -141,12 +136,6 @@ def is_layout_change(node: fx.Node) -> bool:
     module = module_of(node)
     name = type(module).__name__.lower() if module is not None else function_name(node)
     return name in ("permute", "transpose", "flatten", "unflatten", "movedim", "view", "reshape")
-
-
-def channel_count(node: fx.Node, axis: int = 1) -> int | None:
-    """Length of the channel axis of what the node computes."""
-    shape = shape_of(node)
-    return None if shape is None or len(shape) <= abs(axis) - (axis < 0) else shape[axis]
 
 
 def follow(node: fx.Node, passing: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:

@@ -33,7 +33,8 @@ def test_an_edit_survives_json(edit: Edit) -> None:
         (Address("", "self.relu", 1), "relu#1"),
         (Address("layer1.0", "torch.relu"), "layer1.0:torch.relu"),
         (Address("layer1.0", ".view", 2), "layer1.0:.view#2"),
-        (Address("", "torch.flatten"), "torch.flatten"),
+        (Address("", "torch.flatten"), ":torch.flatten"),
+        (Address("", "torch.nn.functional.relu", 1), ":torch.nn.functional.relu#1"),
     ],
 )
 def test_an_address_reads_as_a_path(address: Address, path: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from chansurg.surgery.errors import Refusal
-from chansurg.surgery.narrowing import can_narrow, narrow
+from chansurg.surgery.narrowing import can_narrow, narrow, reason_against
 
 IN, OUT = [5, 1, 2], [3, 0]
 
@@ -128,6 +130,30 @@ def test_a_plain_layout_stays_plain_even_for_pointwise_weights() -> None:
     assert conv.weight.stride() == (3, 1, 1, 1)
 
 
+class WithGain(nn.Conv2d):
+    """Scales each filter by a gain of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4, 1)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+
+
+class LowRank(nn.Linear):
+    """Adds a product of two small matrices to its weight."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.down, self.up = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+
+
+class Packed(nn.Linear):
+    """Keeps two weights in one byte."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+
+
 @pytest.mark.parametrize(
     ("make", "inputs", "outputs", "reason"),
     [
@@ -147,6 +173,9 @@ def test_a_plain_layout_stays_plain_even_for_pointwise_weights() -> None:
         (lambda: nn.GroupNorm(2, 4), None, [0, 1], "no rule"),
         (lambda: parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), [0], None, "computed from other tensors"),
         (lambda: prune.l1_unstructured(nn.Conv2d(4, 4, 1), "weight", 0.5), [0], None, "computed from other tensors"),
+        (WithGain, [0], None, r"no rule slices \(gain\)"),
+        (LowRank, None, [0], r"no rule slices \(down.weight, up.weight\)"),
+        (Packed, None, [0], "form of its own"),
     ],
 )
 def test_what_cannot_be_narrowed_is_refused_with_the_reason_and_left_alone(
@@ -154,6 +183,7 @@ def test_what_cannot_be_narrowed_is_refused_with_the_reason_and_left_alone(
 ) -> None:
     module = make()  # type: ignore[operator]
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert re.search(reason, reason_against(module, inputs, outputs) or "")
     with pytest.raises(Refusal, match=reason) as refused:
         narrow(module, "some.layer", inputs, outputs)
     assert refused.value.where == "some.layer"
@@ -165,3 +195,13 @@ def test_what_cannot_be_narrowed_is_refused_with_the_reason_and_left_alone(
 def test_only_what_has_a_rule_is_said_to_have_one() -> None:
     assert all(can_narrow(m) for m in (nn.Conv2d(2, 2, 1), nn.Linear(2, 2), nn.BatchNorm2d(2), nn.LayerNorm(2), FrozenBatchNorm2d(2)))
     assert not any(can_narrow(m) for m in (nn.GroupNorm(1, 2), nn.ReLU(), nn.Embedding(2, 2), nn.Sequential()))
+
+
+def test_nothing_is_said_against_what_works_and_asking_changes_nothing() -> None:
+    conv = nn.Conv2d(6, 4, 3, groups=2)
+    assert reason_against(conv, [0, 3], [1, 2]) is None
+    assert reason_against(conv, None, None) is None
+    assert (conv.in_channels, conv.out_channels, tuple(conv.weight.shape)) == (6, 4, (4, 3, 3, 3))
+    plain = nn.Conv2d(4, 4, 1)
+    plain.register_buffer("scale", torch.ones(()))
+    assert reason_against(plain, [0], None) is None

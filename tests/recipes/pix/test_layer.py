@@ -259,3 +259,10 @@ def test_its_own_cost_is_counted() -> None:
     average, predictor = 12 * 5 * 7, 12 * 3
     assert (counts.macs, counts.ops, counts.memory_access) == (predictor, predictor + 3 + average, predictor + 3)
     assert {"aten.amax", "aten.where"} <= set(counts.uncounted)
+
+
+def test_code_around_a_linear_layer_reads_its_widths() -> None:
+    layer = PickOrMix(6, 3)
+    assert (layer.in_features, layer.out_features) == (6, 3)
+    with pytest.raises(AttributeError):
+        layer.in_features = 4  # type: ignore[misc]

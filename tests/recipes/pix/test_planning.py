@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from networks.small import Basic, Small
+from networks.small import Basic, Bottleneck, Small
 from torch import nn
 
 import chansurg
-from chansurg.recipes.pix.planning import strongest, strongest_of_each
+from chansurg.recipes.pix.keeping import strongest, strongest_of_each
+from chansurg.recipes.pix.options import PixOptions
 from chansurg.surgery.edits import Bypass, Insert, Narrow, Swap
 
 SPEC = Path(__file__).parents[3].parent / "shared" / "spec" / "paper-tables.csv"
@@ -118,7 +119,7 @@ def test_a_number_scales_every_site_by_it_over_the_most_common_ratio() -> None:
 
 
 def test_a_site_that_would_have_to_grow_is_refused_with_the_reason() -> None:
-    with pytest.raises(chansurg.Refusal, match="would widen it from 8 to 16"):
+    with pytest.raises(chansurg.Refusal, match="would widen it from 8 to 32"):
         plan(small(), zeta=1)
 
 
@@ -131,6 +132,109 @@ def test_a_network_without_a_squeeze_says_why_site_by_site() -> None:
         assert refused.value.what.count("\n") >= 2
     with pytest.raises(chansurg.Refusal, match=r"features\.2\.conv\.2: no spatial convolution follows it at once"):
         plan(network)
+
+
+def test_a_width_is_rounded_up_from_the_exact_ratio() -> None:
+    """49 / 10 has no exact floating-point form; a width must not depend on how a quotient was rounded."""
+
+    class Squeezes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 49, 3)
+            self.squeeze = nn.Conv2d(49, 10, 1)
+            self.spatial = nn.Conv2d(10, 10, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.spatial(torch.relu(self.squeeze(torch.relu(self.stem(x)))))
+
+    for zeta in range(5, 49):
+        exact = -(-10 * 49 // (10 * zeta))  # 10 / (zeta / (49 / 10)), rounded up
+        assert [site.detail["width"] for site in plan(small(Squeezes), zeta=zeta).sites] == [exact]
+
+
+@pytest.mark.parametrize("options", [{"zeta": 2**16}, {"mode": "downscale", "zeta": 40}, {"mode": "downscale", "zeta": 2**16}])
+def test_a_factor_that_leaves_nothing_is_refused_site_by_site(options: dict[str, Any]) -> None:
+    with pytest.raises(chansurg.Refusal, match=r"would leave nothing of its 8 channels|too few for subsets of"):
+        plan(small(), **options)
+
+
+@pytest.mark.parametrize("mode", ["squeeze", "downscale"])
+@pytest.mark.parametrize("zeta", [10**400, 10**5000, "1" + 400 * "0", "1" + 5000 * "0", 2**16 + 1, 0, -(10**400)], ids=range(7))
+def test_an_absurd_factor_is_a_users_mistake(zeta: object, mode: str) -> None:
+    with pytest.raises(chansurg.InputError, match="is not a value of --zeta") as refused:
+        PixOptions(mode=mode, zeta=zeta)  # type: ignore[arg-type]
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("operator", ["pick", "mix"])
+def test_a_threshold_that_nothing_is_compared_with_is_refused(operator: str) -> None:
+    assert PixOptions(operator=operator).tau == PixOptions(operator=operator, tau=0.5).tau == 0.5
+    assert PixOptions(operator="min", tau=0.3).tau == 0.3
+    with pytest.raises(chansurg.InputError, match="is not a value of --tau"):
+        PixOptions(operator=operator, tau=0.3)
+
+
+class ManySqueezes(nn.Module):
+    """A plain bottleneck behind a squeeze whose 3x3 is ``spatial``, 16 channels wide."""
+
+    def __init__(self, spatial: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, padding=1)
+        self.squeeze = nn.Conv2d(64, 16, 1)
+        self.spatial = spatial
+        self.plain = Bottleneck(64, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        return self.plain(x).mean((2, 3)) + self.spatial(torch.relu(self.squeeze(x))).mean()
+
+
+class WithGain(nn.Conv2d):
+    """Scales each filter by a gain of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 16, 3)
+        self.gain = nn.Parameter(torch.ones(16, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight * self.gain, self.bias)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "reason"),
+    [
+        (
+            lambda: nn.Conv2d(16, 32, 3, groups=16),
+            "spatial cannot be narrowed: it is a depthwise convolution with several outputs a channel",
+        ),
+        (WithGain, r"spatial cannot be narrowed: it holds tensors that no rule slices (gain)"),
+        (lambda: nn.Conv2d(16, 32, 3, groups=8), None),
+        (lambda: nn.Conv2d(16, 32, 3, groups=4), None),
+    ],
+)
+def test_one_site_that_cannot_shrink_is_left_alone_and_the_others_are_converted(
+    spatial: Callable[[], nn.Module], reason: str | None
+) -> None:
+    network = small(lambda: ManySqueezes(spatial()))
+    planned = plan(network, zeta=8)
+    assert [site.path for site in planned.sites] == (["plain.conv1"] if reason else ["plain.conv1", "squeeze"])
+    assert [skip.path for skip in planned.skipped if reason and skip.reason.startswith(reason)] == (["squeeze"] if reason else [])
+    assert chansurg.apply(network, planned, input_size=(3, 32, 32))(torch.randn(2, 3, 32, 32)).shape == (2, 64)
+
+
+def test_downscale_leaves_a_layer_with_tensors_of_its_own_alone() -> None:
+    network = small(lambda: nn.Sequential(nn.Conv2d(3, 16, 3), WithGain(), nn.Conv2d(16, 8, 3)))
+    planned = plan(network, mode="downscale", zeta=2)
+    assert [site.path for site in planned.sites] == ["2"]
+    assert "1 cannot be narrowed: it holds tensors that no rule slices (gain)" in [skip.reason for skip in planned.skipped]
+    chansurg.apply(network, planned, input_size=(3, 32, 32))
+
+
+def test_a_scaled_standardised_convolution_of_a_library_is_not_damaged() -> None:
+    layers = pytest.importorskip("timm.layers")
+    network = small(lambda: ManySqueezes(layers.ScaledStdConv2d(16, 16, 3, padding=1)))
+    planned = plan(network, zeta=8)
+    assert [site.path for site in planned.sites] == ["plain.conv1"]
 
 
 def test_downscale_keeps_the_strongest_slice_of_each_subset() -> None:
@@ -149,7 +253,7 @@ def test_a_smaller_bottleneck_keeps_the_strongest_filters_all_the_way_through() 
     with torch.no_grad():
         network[2].conv2.weight[[0, 3, 5, 6]] *= 100
         network[2].conv2.weight[:, [1, 2, 4, 7]] *= 100
-    planned = plan(network, zeta=4)  # the sites' own ratios are 2 and 4, so this is half of each width
+    planned = plan(network, zeta=8)  # the sites' own ratios are 2 and 4, the larger counts, so this is half of each width
     by_path = {edit.path: edit for edit in planned.edits if isinstance(edit, Narrow)}
     assert by_path["2.conv2"] == Narrow("2.conv2", (1, 2, 4, 7), (0, 3, 5, 6))
     assert by_path["2.bn2"].out_channels == (0, 3, 5, 6)

@@ -1,0 +1,64 @@
+"""Which slices of a layer stay when PiX makes it smaller.
+
+**The rule.** PiX replaces a squeeze's weights, so those are gone; every other tensor keeps its values, whole or sliced. Where PiX is put in
+front of a layer, that layer keeps, for each subset, the one of the subset's input slices with the largest Euclidean norm
+(:func:`strongest_of_each`). Where a width shrinks, the filters (or input slices) with the largest norms stay, in their order, equally many
+in each group (:func:`strongest`). Rules that choose from data belong here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+Indices = tuple[int, ...]
+
+
+def filter_norms(layer: nn.Module) -> torch.Tensor | None:
+    """Euclidean norm of each filter of a convolution or linear layer: ``[out_channels]``; ``None`` where there are no numbers."""
+    weight = _numbers(layer)
+    return None if weight is None else weight.flatten(1).norm(dim=1)
+
+
+def slice_norms(layer: nn.Module) -> torch.Tensor | None:
+    """Euclidean norm of each input slice of a layer, over all groups: ``[in_channels]``; ``None`` where there are no numbers."""
+    weight = _numbers(layer)
+    if weight is None:
+        return None
+    groups = layer.groups if isinstance(layer, nn.modules.conv._ConvNd) else 1
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])
+    norms: torch.Tensor = by_group.transpose(1, 2).flatten(2).norm(dim=2).flatten()
+    return norms
+
+
+def _numbers(layer: nn.Module) -> torch.Tensor | None:
+    weight = getattr(layer, "weight", None)
+    return None if not isinstance(weight, torch.Tensor) or weight.is_meta else weight.detach().float()
+
+
+def strongest(norms: Sequence[torch.Tensor | None], width: int, total: int, groups: int) -> Indices:
+    """The ``width`` channels with the largest norms (their squares summed over several readers), in ascending order.
+
+    Args:
+        norms: ``[total]`` each; ``None`` (a network without numbers) keeps the first channels.
+        width: how many to keep.
+        total: how many there are.
+        groups: groups of a convolution, as runs of channels. Equally many stay in each; where ``width`` is no multiple of ``groups``,
+            that is impossible and they are passed over, so that :func:`chansurg.surgery.narrowing.reason_against` says so.
+    """
+    groups = groups if width % groups == 0 else 1
+    numbers = [norm for norm in norms if norm is not None]
+    score = torch.stack([norm.square() for norm in numbers]).sum(0) if numbers else -torch.arange(total, dtype=torch.float)
+    per_group = score.reshape(groups, -1).argsort(dim=1, descending=True, stable=True)[:, : width // groups]
+    offsets = torch.arange(groups).unsqueeze(1) * (total // groups)
+    return tuple(int(i) for i in (per_group.sort(dim=1).values + offsets).flatten())
+
+
+def strongest_of_each(norms: torch.Tensor | None, subsets: Sequence[Sequence[int]]) -> Indices:
+    """For each subset the channel with the largest norm; the first among equals, or where there are no numbers."""
+    if norms is None:
+        return tuple(subset[0] for subset in subsets)
+    values = norms.tolist()
+    return tuple(max(subset, key=lambda i: (values[i], -i)) for subset in subsets)
