@@ -49,16 +49,20 @@ def plan(recipe: Pix, survey: Survey, options: PixOptions) -> Plan:
         squeeze, skipped = squeeze_sites(survey)
         scale = _scale(squeeze, options)
         done = [draft.attempt(site, partial(draft.squeeze, site, scale)) for site in squeeze]
+        if not any(done):
+            _, skipped = squeeze_sites(survey, every=True)
     else:
         downscale, skipped = downscale_sites(survey)
         done = [draft.attempt(site, partial(draft.downscale, site)) for site in downscale]
+        if not any(done):
+            _, skipped = downscale_sites(survey, every=True)
     return Plan(
         recipe=recipe.name,
         version=recipe.version,
         options=dataclasses.asdict(options),
         sites=tuple(site for site in done if site is not None),
         edits=tuple(draft.edits()),
-        skipped=(*skipped, *draft.skipped),
+        skipped=tuple(dict.fromkeys((*skipped, *draft.skipped))),
         signatures=draft.signatures,
     )
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
+from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.surgery.narrowing import is_depthwise
 from chansurg.surgery.plan import Site, Skip
 from chansurg.surgery.survey import Block, Region, Survey
@@ -26,8 +27,10 @@ from chansurg.surgery.survey.kinds import (
     conv_of,
     follow,
     is_activation,
+    is_batched,
     is_neutral,
     is_pointwise,
+    is_pooled,
     is_strided,
     linear_of,
     module_of,
@@ -94,8 +97,13 @@ class DownscaleSite:
         return Site(path_of(self.layer), "downscale", detail)
 
 
-def squeeze_sites(survey: Survey) -> tuple[list[SqueezeSite], list[Skip]]:
-    """Every squeeze and feed-forward site, and every 1x1 convolution or linear layer that looked like one."""
+def squeeze_sites(survey: Survey, *, every: bool = False) -> tuple[list[SqueezeSite], list[Skip]]:
+    """Every squeeze and feed-forward site, and every 1x1 convolution or linear layer that looked like one.
+
+    Args:
+        survey: of the network.
+        every: give a reason for every convolution and linear layer, those included that nobody would take for a squeeze.
+    """
     sites: list[SqueezeSite] = []
     skipped: list[Skip] = []
     equal: list[SqueezeSite] = []
@@ -107,10 +115,12 @@ def squeeze_sites(survey: Survey) -> tuple[list[SqueezeSite], list[Skip]]:
             if candidate is None:
                 if node in ends and _reduces_tokens(node):
                     skipped.append(Skip(path_of(node), "no layer that widens by as much feeds it through an activation alone"))
+                elif every and (why := _no_squeeze(node)) is not None:
+                    skipped.append(Skip(path_of(node), why))
                 continue
             reason = _refusal(survey, candidate)
             if reason is not None:
-                if reason:
+                if every or _looks_like_one(candidate):
                     skipped.append(Skip(path_of(node), reason))
             elif candidate.in_channels == candidate.out_channels:
                 equal.append(candidate)
@@ -147,32 +157,72 @@ def _norm_only(tail: Tail, layer: fx.Node) -> Tail:
     return Tail(None, None, layer)
 
 
-def _refusal(survey: Survey, site: SqueezeSite) -> str | None:
-    """Why a candidate is no site; ``None`` where it is one, and an empty text where nobody would expect one."""
-    conv = conv_of(site.layer)
-    shape = shape_of(site.layer)
+def _looks_like_one(candidate: SqueezeSite) -> bool:
+    """Whether a reader might expect a site there: it reduces channels, or a spatial convolution works on what it puts out."""
+    return candidate.ratio > 1 or (not is_pooled(candidate.layer) and feeds_spatial_conv(candidate.last))
+
+
+def _no_squeeze(node: fx.Node) -> str | None:
+    """Why a layer is not even a candidate; ``None`` for what is no layer."""
+    module, conv = module_of(node), conv_of(node)
     if conv is not None:
-        if shape is None:
+        return f"it is a {'depthwise ' if is_depthwise(conv) else ''}{'x'.join(map(str, conv.kernel_size))} convolution, no squeeze"
+    if linear_of(node) is not None:
+        return "it is a linear layer, and not the second one of a feed-forward network"
+    return _no_layer(module)
+
+
+def _no_layer(module: nn.Module | None) -> str | None:
+    if isinstance(module, PickOrMix):
+        return "PiX is here already"
+    return "it is a transposed convolution" if isinstance(module, nn.modules.conv._ConvTransposeNd) else None
+
+
+def _refusal(survey: Survey, site: SqueezeSite) -> str | None:
+    """Why a candidate is no site; ``None`` where it is one."""
+    conv = conv_of(site.layer)
+    shape, before = shape_of(site.layer), shape_of(_input(site.layer))
+    if conv is not None:
+        if shape is None or before is None:
             return "its shapes are not known"
-        if all(size == 1 for size in shape[2:]):
-            return "it works on pooled vectors, not on maps" if site.ratio > 1 else ""
-        if site.kind == "squeeze":
-            ahead = feeds_spatial_conv(site.last)
-            if not ahead:
-                return "no spatial convolution follows it at once" if site.ratio > 1 else ""
-            if feeds_addition(site.last):
-                return "its output is a residual stream that other blocks add to"
+        if is_pooled(site.layer):
+            return "it works on pooled vectors, not on maps"
+        ahead = feeds_spatial_conv(site.last)
+        if site.kind == "squeeze" and not ahead and site.ratio >= 1:
+            return "no spatial convolution follows it at once"
+        if site.kind == "squeeze" and ahead and feeds_addition(site.last):
+            return "its output is a residual stream that other blocks add to"
         if site.ratio < 1:
             return f"it adds channels ({site.in_channels} to {site.out_channels}); PiX only reduces them"
         if conv.groups != 1:
             return f"it is a grouped convolution ({conv.groups} groups)"
         if is_strided(conv):
             return f"it strides ({'x'.join(map(str, conv.stride))}), and PiX keeps the resolution"
+        if shape[2:] != before[2:]:
+            return f"it changes the map from {_size(before)} to {_size(shape)}, and PiX keeps the resolution"
+    if (reason := _against_batch(site.layer)) is not None:
+        return reason
     for node in (site.layer, *site.removed):
         reason = survey.uneditable(site.region, node, replaces=node is site.layer)
         if reason is not None:
             return reason if node is site.layer else f"its {path_of(node)} cannot be removed: {reason}"
     return None
+
+
+def _input(layer: fx.Node) -> fx.Node:
+    return tensor_inputs(layer)[0]
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape[2:]))
+
+
+def _against_batch(layer: fx.Node) -> str | None:
+    """PiX averages over everything but the first dimension and the channels, image by image."""
+    batched = is_batched(_input(layer))
+    if batched is None:
+        return "whether its first dimension is the batch is not known"
+    return None if batched else "its first dimension is not the batch"
 
 
 def _first_of_its_stage(candidate: SqueezeSite, sites: list[SqueezeSite]) -> bool:
@@ -229,8 +279,16 @@ def _last_layer(block: Block) -> fx.Node | None:
     return layers[-1] if layers else None
 
 
-def downscale_sites(survey: Survey) -> tuple[list[DownscaleSite], list[Skip]]:
-    """Every place where PiX can be put in front of a convolution, and the convolutions where it cannot."""
+def downscale_sites(survey: Survey, *, every: bool = False) -> tuple[list[DownscaleSite], list[Skip]]:
+    """Every place where PiX can be put in front of a convolution, and the convolutions where it cannot.
+
+    The stem is left alone: the convolution behind no other, at the network's input or, where only deeper parts could be traced, with as
+    many input channels as an image has.
+
+    Args:
+        survey: of the network.
+        every: give a reason for every convolution and linear layer, pointwise and depthwise ones included.
+    """
     sites: list[DownscaleSite] = []
     skipped: list[Skip] = []
     for region in survey.regions:
@@ -239,18 +297,31 @@ def downscale_sites(survey: Survey) -> tuple[list[DownscaleSite], list[Skip]]:
         for node in region.nodes:
             site = _downscale_candidate(region, node, bottlenecks)
             if site is None:
+                if every and (reason := _no_downscale(node)) is not None:
+                    skipped.append(Skip(path_of(node), reason))
                 continue
-            if node not in reached_by_conv and site.in_channels == survey.input_size[0]:
+            if node not in reached_by_conv and (region.path == "" or site.in_channels == survey.input_size[0]):
                 skipped.append(Skip(path_of(node), "it is the stem"))
                 continue
             parts = [part for part in (node, site.expand) if part is not None]
-            reasons = [survey.uneditable(region, part, replaces=replaces) for part in parts for replaces in (True, False)]
+            reasons = [_against_batch(part) for part in parts]
+            reasons += [survey.uneditable(region, part, replaces=replaces) for part in parts for replaces in (True, False)]
             reason = next((reason for reason in reasons if reason is not None), None)
             if reason is not None:
                 skipped.append(Skip(path_of(node), reason))
             else:
                 sites.append(site)
     return sites, skipped
+
+
+def _no_downscale(node: fx.Node) -> str | None:
+    """Why a layer is not even a candidate; ``None`` for what is no layer."""
+    conv = conv_of(node)
+    if conv is None and linear_of(node) is None:
+        return _no_layer(module_of(node))
+    if conv is not None and is_depthwise(conv) and not is_pointwise(conv):
+        return "it is depthwise; the pointwise convolution behind it is what shrinks"
+    return "it works on pooled vectors, not on maps" if is_pooled(node) else "it is pointwise, and no depthwise convolution feeds it"
 
 
 def _downscale_candidate(region: Region, node: fx.Node, bottlenecks: dict[fx.Node, fx.Node]) -> DownscaleSite | None:
@@ -267,7 +338,7 @@ def _downscale_candidate(region: Region, node: fx.Node, bottlenecks: dict[fx.Nod
     if before is None or not is_depthwise(before) or is_pointwise(before):
         return None
     shape = shape_of(node)
-    if shape is None or (conv is not None and all(size == 1 for size in shape[2:])) or (linear is not None and len(shape) < 3):
+    if shape is None or is_pooled(node) or (linear is not None and len(shape) < 3):
         return None
     in_channels = conv.in_channels if conv is not None else linear.in_features if linear is not None else 0
     return DownscaleSite(region, "depthwise-separable", node, in_channels, 1 if conv is not None else -1)
@@ -279,7 +350,7 @@ def _bottlenecks(survey: Survey, region: Region) -> Iterator[tuple[fx.Node, fx.N
     for block in survey.blocks(region):
         if block.kind != "bottleneck":
             continue
-        convs = [node for node in block.branch if (conv := conv_of(node)) is not None and _has_area(node, conv.kernel_size)]
+        convs = [node for node in block.branch if conv_of(node) is not None and not is_pooled(node)]
         if len(convs) != 3:
             continue
         spatial, expand = convs[1], convs[2]
@@ -290,11 +361,6 @@ def _bottlenecks(survey: Survey, region: Region) -> Iterator[tuple[fx.Node, fx.N
         if conv is None or is_pointwise(conv) or is_depthwise(conv) or space.blockers or len(readers) > len(gates):
             continue
         yield spatial, expand
-
-
-def _has_area(node: fx.Node, kernel_size: tuple[int, ...]) -> bool:
-    shape = shape_of(node)
-    return any(size > 1 for size in kernel_size) or (shape is not None and any(size > 1 for size in shape[2:]))
 
 
 def _behind_convs(region: Region) -> set[fx.Node]:

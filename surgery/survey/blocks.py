@@ -16,6 +16,7 @@ from chansurg.surgery.survey.kinds import (
     conv_of,
     is_addition,
     is_pointwise,
+    is_pooled,
     linear_of,
     module_of,
     path_of,
@@ -139,7 +140,7 @@ def _is_attention(node: fx.Node) -> bool:
 def _kind(branch: list[fx.Node]) -> str:
     if any(_is_attention(node) or "softmax" in path_of(node).lower() for node in branch):
         return "attention"
-    convs = [conv for node in branch if (conv := conv_of(node)) is not None and (shape := shape_of(node)) is not None and _has_area(shape)]
+    convs = [conv for node in branch if (conv := conv_of(node)) is not None and not is_pooled(node)]
     linears = sum(1 for node in branch if linear_of(node) is not None)
     spatial = [conv for conv in convs if not is_pointwise(conv)]
     if any(is_depthwise(conv) for conv in spatial):
@@ -149,7 +150,3 @@ def _kind(branch: list[fx.Node]) -> str:
     if len(convs) >= 3 and is_pointwise(convs[0]) and is_pointwise(convs[-1]):
         return "bottleneck"
     return "basic" if all(not is_pointwise(conv) for conv in convs) else "other"
-
-
-def _has_area(shape: tuple[int, ...]) -> bool:
-    return len(shape) < 4 or any(size > 1 for size in shape[2:])

@@ -17,6 +17,7 @@ from chansurg.surgery.survey.kinds import (
     is_neutral,
     is_norm,
     is_pointwise,
+    is_pooled,
     is_pooling,
     linear_of,
     module_of,
@@ -43,12 +44,17 @@ class Tail:
 
 
 def tail_of(layer: fx.Node) -> Tail:
-    """The norm and activation that only ``layer`` feeds, in either order; identities between them are passed over."""
+    """The norm and activation that only ``layer`` feeds, in either order; identities between them are passed over.
+
+    Each keeps the shape of what it is given.
+    """
     norm: fx.Node | None = None
     activation: fx.Node | None = None
     last = reached = layer
     while len(reached.users) == 1:
-        reached = next(iter(reached.users))
+        before, reached = reached, next(iter(reached.users))
+        if shape_of(reached) != shape_of(before):
+            break
         if norm is None and is_norm(reached):
             norm = last = reached
         elif activation is None and is_activation(reached):
@@ -111,7 +117,7 @@ def _main_input(node: fx.Node) -> fx.Node | None:
     inputs = tensor_inputs(node)
     if not inputs:
         return None
-    return max(inputs, key=lambda source: _size(source))  # the first of equals
+    return max(inputs, key=lambda source: (not is_pooled(source), _size(source)))  # the first of equals
 
 
 def _size(node: fx.Node) -> int:

@@ -15,6 +15,10 @@ _ACTIVATION_NAMES = frozenset(
         "hard_swish hard_sigmoid hard_mish quick_gelu gelu_tanh rrelu logsigmoid softsign"
     ).split()
 )
+_MIXING_ACTIVATIONS = (nn.MultiheadAttention, nn.GLU, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
+_NORM_NAMES = frozenset(
+    "batch_norm layer_norm group_norm instance_norm rms_norm fast_layer_norm fast_group_norm fast_rms_norm fast_rms_norm2d".split()
+)
 _NEUTRAL_NAMES = frozenset(
     ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout contiguous clone detach to float").split()
 )
@@ -47,6 +51,17 @@ def module_of(node: fx.Node) -> nn.Module | None:
     """The module that the node calls, on the meta device."""
     module: nn.Module | None = node.meta.get("module")
     return module
+
+
+def is_batched(node: fx.Node) -> bool | None:
+    """Whether the first dimension of what the node computes is the batch, and no other is; ``None`` where that is not known."""
+    batched: bool | None = node.meta.get("batched")
+    return batched
+
+
+def is_pooled(node: fx.Node) -> bool:
+    """Whether the node works on globally pooled vectors (:mod:`chansurg.surgery.survey.pooling`)."""
+    return bool(node.meta.get("pooled", False))
 
 
 def path_of(node: fx.Node) -> str:
@@ -92,18 +107,19 @@ def is_norm(node: fx.Node) -> bool:
     module = module_of(node)
     if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
         return True
-    name = type(module).__name__ if module is not None else function_name(node)
-    return "norm" in name.lower() and not isinstance(module, nn.modules.normalization.LocalResponseNorm)
+    if module is None:
+        return function_name(node) in _NORM_NAMES
+    return "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.normalization.LocalResponseNorm)
 
 
 def is_activation(node: fx.Node) -> bool:
-    """A pointwise non-linearity."""
+    """A pointwise non-linearity: every element by itself, so neither a softmax nor a gated linear unit."""
     module = module_of(node)
     if module is None:
         return function_name(node) in _ACTIVATION_NAMES
     home = type(module).__module__
     if home == "torch.nn.modules.activation":
-        return not isinstance(module, (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin))
+        return not isinstance(module, _MIXING_ACTIVATIONS)
     return "activations" in home or type(module).__name__.lower() in _ACTIVATION_NAMES
 
 

@@ -156,7 +156,7 @@ class ShapeRecorder(fx.Interpreter):
 
 
 @contextmanager
-def _batch_norms_skipped(module: nn.Module) -> Iterator[None]:
+def batch_norms_skipped(module: nn.Module) -> Iterator[None]:
     """Batch norms hand their input on: what they put out is shaped as it is, and computing that costs most of the time of all shapes."""
     with unchanged(module):
         for part in module.modules():
@@ -182,7 +182,7 @@ def find_regions(network: nn.Module, example: torch.Tensor) -> Regions:
     """
     regions = Regions()
     # A library's "not traceable" list holds for the modules of a network; a network that is on it is opened up, not taken as one call.
-    inputs = (example,) * _required_arguments(network)
+    inputs = example_inputs(network, example)
     try:
         call = describe_call(network, inputs, {}, torch.Tensor)
         regions.found.append(_trace(network, "", call, inputs, {}))
@@ -195,14 +195,15 @@ def find_regions(network: nn.Module, example: torch.Tensor) -> Regions:
     return regions
 
 
-def _required_arguments(network: nn.Module) -> int:
-    """How many inputs a network cannot do without; a pair of images, say. At least one."""
+def example_inputs(network: nn.Module, example: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The example for each input that a network cannot do without; a pair of images, say. At least one."""
     try:
         parameters = list(inspect.signature(type(network).forward).parameters.values())[1:]
     except (TypeError, ValueError):
-        return 1
+        return (example,)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return max(1, sum(1 for parameter in parameters if parameter.kind in positional and parameter.default is parameter.empty))
+    required = sum(1 for parameter in parameters if parameter.kind in positional and parameter.default is parameter.empty)
+    return (example,) * max(1, required)
 
 
 def _descend(module: nn.Module, path: str, seen: Mapping[str, tuple[Any, ...]], regions: Regions) -> None:
@@ -240,7 +241,7 @@ def _trace(module: nn.Module, path: str, call: Call, args: tuple[Any, ...], kwar
     wanted = _operations(module, args, kwargs)
     computed = OperationLog()
     try:
-        with torch.no_grad(), _batch_norms_skipped(module), computed:
+        with torch.no_grad(), batch_norms_skipped(module), computed:
             ShapeRecorder(region).run(*inputs)
     except Exception as error:  # a meta kernel may be missing, or the input size impossible for the network
         region.shapes_reason = readable_reason(error)
@@ -270,7 +271,7 @@ def _operations(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """What a meta module computes when it is called for real; ``None`` where it cannot run on shapes alone."""
     log = OperationLog()
     try:
-        with torch.no_grad(), _batch_norms_skipped(module), log:
+        with torch.no_grad(), batch_norms_skipped(module), log:
             module(*copied(args), **copied(dict(kwargs)))
     except Exception:  # the same as for the trace: a missing meta kernel, or a decision by values
         return None

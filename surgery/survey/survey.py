@@ -13,11 +13,14 @@ from torch import fx, nn
 from chansurg.surgery.edits import Address
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.skeleton import meta_copy
+from chansurg.surgery.survey.batch import mark_batched
 from chansurg.surgery.survey.blocks import Block, Stage, find_blocks, find_stages
 from chansurg.surgery.survey.channels import ChannelSpaces
 from chansurg.surgery.survey.editability import Editability, is_own_child
-from chansurg.surgery.survey.kinds import path_of
+from chansurg.surgery.survey.kinds import module_of, path_of
+from chansurg.surgery.survey.pooling import mark_pooled
 from chansurg.surgery.survey.regions import LAYERS, Call, Region, find_regions
+from chansurg.surgery.tracing import untraced_modules
 
 
 @dataclass
@@ -114,7 +117,8 @@ def survey(network: nn.Module, input_size: tuple[int, ...]) -> Survey:
         )
     meta = meta_copy(network)
     dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), torch.float32)
-    regions = find_regions(meta, torch.empty(1, *input_size, dtype=dtype, device="meta"))
+    example = torch.empty(1, *input_size, dtype=dtype, device="meta")
+    regions = find_regions(meta, example)
     for region in regions.found:
         last = [node for node in region.nodes[-3:] if node.op != "placeholder"]
         if region.path == "" and region.shapes_reason is not None and not any("shape" in node.meta for node in last):
@@ -124,4 +128,22 @@ def survey(network: nn.Module, input_size: tuple[int, ...]) -> Survey:
                 not_done="It was not surveyed, and nothing was changed.",
                 to_do="Pass its input size: --input-size C,H,W, or input_size=(C, H, W).",
             )
-    return Survey(meta, network, tuple(input_size), regions.found, dict(regions.untraced), dict(regions.observed))
+    mark_batched(meta, regions.found, example)
+    untraced = dict(regions.untraced)
+    for region in regions.found:
+        mark_pooled(region.nodes)
+        untraced.update(_closed_parts(region))
+    return Survey(meta, network, tuple(input_size), regions.found, untraced, dict(regions.observed))
+
+
+def _closed_parts(region: Region) -> dict[str, str]:
+    """Calls that hide layers, which are therefore in no region: path and reason."""
+    declared = untraced_modules()
+    closed: dict[str, str] = {}
+    for node in region.nodes:
+        module = module_of(node)
+        if module is None or isinstance(module, LAYERS) or not any(isinstance(part, LAYERS) for part in module.modules()):
+            continue
+        library = type(module).__module__.partition(".")[0]
+        closed[path_of(node)] = f"{library} declares it as not traceable" if isinstance(module, declared) else "it is taken as one call"
+    return closed

@@ -7,10 +7,11 @@ import inspect
 import re
 from collections import Counter
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
-from networks import odd
+from networks import odd, shapes
 from torch import nn
 
 from chansurg.recipes.pix import RECIPE
@@ -240,3 +241,104 @@ def test_a_network_that_cannot_be_followed_gives_no_site() -> None:
     found = survey(odd.Odd(odd.DecidesByValue()), (3, 16, 16))
     assert RECIPE.plan(found, RECIPE.options({})).sites == ()
     assert "decides by the values" in found.untraced["odd"]
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "behind", "reason"),
+    [
+        (nn.Conv2d(32, 8, 1, padding=1), nn.ReLU(), "it changes the map from 16x16 to 18x18"),
+        (nn.Conv2d(32, 8, 1, stride=2), nn.ReLU(), "it strides (2x2)"),
+        (nn.Conv2d(32, 8, 1), nn.GLU(1), "no spatial convolution follows it at once"),
+        (nn.Conv2d(32, 8, 1), nn.Softmax(1), "no spatial convolution follows it at once"),
+        (nn.Conv2d(32, 8, 1), shapes.Function("glu"), "no spatial convolution follows it at once"),
+        (nn.Conv2d(32, 8, 1), shapes.Function("norm"), "no spatial convolution follows it at once"),
+        (nn.Conv2d(32, 8, 1), shapes.Function("normalize"), "no spatial convolution follows it at once"),
+        (nn.Conv2d(32, 8, 1), nn.ReLU(), None),
+    ],
+)
+def test_what_changes_the_shape_or_mixes_channels_is_not_taken_along(squeeze: nn.Module, behind: nn.Module, reason: str | None) -> None:
+    with torch.no_grad():
+        channels = behind(torch.zeros(1, 8, 4, 4)).shape[1]
+    network = shapes.AroundASqueeze(squeeze, behind, nn.Conv2d(channels, 4, 3))
+    sites, skipped = squeeze_sites(survey(network, (3, 16, 16)))
+    assert [path_of(site.layer) for site in sites] == ([] if reason else ["squeeze"])
+    assert [skip.reason.startswith(reason or "") for skip in skipped] == ([True] if reason else [])
+
+
+@pytest.mark.parametrize(("layout", "sites"), [("batch first", 2), ("sequence first", 0), ("folded", 0)])
+def test_images_are_never_pooled_together(layout: str, sites: int) -> None:
+    found, skipped = squeeze_sites(survey(shapes.Tokens(layout), (3, 16, 16)))
+    assert len(found) == sites
+    assert [(skip.path, skip.reason) for skip in skipped] == [
+        (f"{name}.fc2", "its first dimension is not the batch") for name in ("first", "second") if not sites
+    ]
+
+
+def test_a_network_for_one_image_is_not_guessed_at() -> None:
+    found, skipped = squeeze_sites(survey(shapes.OnlyOneImage(), (3, 16, 16)))
+    assert found == []
+    assert [skip.reason for skip in skipped] == ["whether its first dimension is the batch is not known"]
+
+
+def test_words_within_words_are_left_alone() -> None:
+    """TNT folds the pixels of a patch, and all patches of all images, into one dimension for its inner networks."""
+    sites, skipped = squeeze_sites(surveyed("timm/tnt_s_legacy_patch16_224"))
+    assert Counter(numberless(path_of(site.layer)) for site in sites) == {"blocks.N.mlp.fcN": 12}
+    assert Counter((numberless(skip.path), skip.reason) for skip in skipped) == {
+        ("blocks.N.mlp_in.fcN", "its first dimension is not the batch"): 12
+    }
+
+
+def at_32(name: str) -> Survey:
+    return survey(surveyed(name).original, (3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet50", "timm/seresnet50", "timm/gcresnet50t"])
+@pytest.mark.parametrize("find", [squeeze_sites, downscale_sites])
+def test_sites_do_not_depend_on_the_input_size(name: str, find: Any) -> None:
+    large, small = (find(found) for found in (surveyed(name), at_32(name)))
+    assert [site.describe() for site in large[0]] == [site.describe() for site in small[0]]
+    assert [skip.path for skip in large[1]] == [skip.path for skip in small[1]]
+    assert large[0]
+
+
+def test_the_stem_behind_a_rearrangement_of_the_image() -> None:
+    sites, skipped = downscale_sites(survey(shapes.SpaceToDepth(), (3, 16, 16)))
+    assert [path_of(site.layer) for site in sites] == ["conv1", "conv2"]
+    assert [(skip.path, skip.reason) for skip in skipped] == [("stem", "it is the stem")]
+
+
+def reasons(found: Survey, **options: object) -> dict[str, str]:
+    plan = RECIPE.plan(found, RECIPE.options(options))
+    assert plan.sites == ()
+    return {skip.path: skip.reason for skip in plan.skipped}
+
+
+def layers(network: nn.Module) -> set[str]:
+    return {path for path, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+
+
+def test_a_network_without_a_squeeze_has_a_reason_for_every_layer() -> None:
+    found = surveyed("torchvision/resnet18")
+    said = reasons(found)
+    assert said.keys() == layers(found.network)
+    assert said["layer1.0.conv1"] == "it is a 3x3 convolution, no squeeze"
+    assert said["layer2.0.downsample.0"].startswith("no spatial convolution") or said["layer2.0.downsample.0"].startswith("it adds")
+    assert said["fc"].startswith("it is a linear layer")
+
+
+def test_a_second_squeeze_says_that_pix_is_there() -> None:
+    first = plan_of("torchvision/resnet50")
+    network = copy.deepcopy(surveyed("torchvision/resnet50").network)
+    perform(network, first.edits, first.signatures, seed=0)
+    said = reasons(survey(network, (3, 224, 224)))
+    assert said.keys() == layers(network) | {site.path for site in first.sites}
+    assert {said[site.path] for site in first.sites} == {"PiX is here already"}
+
+
+def test_downscale_of_depthwise_convolutions_alone_points_to_the_pointwise_ones() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU())
+    assert reasons(survey(network, (3, 16, 16)), mode="downscale") == {
+        "0": "it is the stem",
+        "1": "it is depthwise; the pointwise convolution behind it is what shrinks",
+    }

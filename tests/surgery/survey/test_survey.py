@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import odd
+from networks import odd, shapes
 from torch import nn
 from torchvision.models import get_model
 
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.survey import Survey, survey
+from chansurg.surgery.survey.kinds import conv_of, is_batched, is_pooled, linear_of
 
 
 def surveyed(name: str, size: int = 64) -> Survey:
@@ -108,6 +109,34 @@ def test_a_forward_that_must_not_be_rewritten(name: str) -> None:
     said = found.uneditable(region, node, replaces=False)
     reason = REWRITES[name]
     assert said is reason if reason is None or said is None else reason in said
+
+
+def test_a_call_that_hides_layers_is_named() -> None:
+    assert survey(shapes.HidesLayers(), (3, 16, 16)).untraced == {"encoder": "it is taken as one call"}
+    assert survey(shapes.SpaceToDepth(), (3, 16, 16)).untraced == {}
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        network = timm.create_model("nf_resnet26")
+    untraced = survey(network, (3, 64, 64)).untraced
+    assert len(untraced) == 8
+    assert set(untraced.values()) == {"timm declares it as not traceable"}
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "batched"),
+    [("batch first", "first.fc2", True), ("sequence first", "first.fc2", False), ("folded", "first.fc2", False), ("folded", "stem", True)],
+)
+def test_the_first_dimension_is_the_batch_or_not(name: str, node: str, batched: bool) -> None:
+    (region,) = survey(shapes.Tokens(name), (3, 16, 16)).regions
+    assert [is_batched(found) for found in region.nodes if found.meta.get("path") == node] == [batched]
+
+
+def test_gates_and_heads_work_on_pooled_vectors_and_small_maps_do_not() -> None:
+    found = surveyed("efficientnet_b0", 32)
+    (region,) = found.regions
+    pooled = {node.meta["path"] for node in region.nodes if is_pooled(node) and (conv_of(node) or linear_of(node))}
+    gates = {path for path, _ in found.network.named_modules() if path.endswith((".fc1", ".fc2"))}
+    assert pooled == gates | {"classifier.1"}
 
 
 def test_surveying_changes_nothing() -> None:
