@@ -69,7 +69,7 @@ class Network:
         """``(C, H, W)``, or ``(C, T, H, W)`` for a network that takes clips, given the size its library names."""
         if self.family != "video":
             return image
-        side = 224 if "mvit" in self.name else 112
+        side = 224 if "mvit" in self.name or "s3d" in self.name else 112
         return (image[0], 16, side, side)
 
     def prepare(self, network: nn.Module) -> nn.Module:

@@ -95,7 +95,8 @@ TIMM = {
 def test_so_is_one_of_timm(name: str) -> None:
     timm = pytest.importorskip("timm")
     left, found = differences(unsettled(timm.create_model(name, **TIMM[name])), (3, 64, 64))
-    assert all("keeps something" in reason for reason in left.values()), left  # attention biases are cached in eval mode
+    # Attention biases are cached in eval mode; what timm declares as not traceable is one call.
+    assert all("keeps something" in reason or "declares it as not traceable" in reason for reason in left.values()), left
     assert found == [None, None, None]
 
 
