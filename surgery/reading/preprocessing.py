@@ -17,15 +17,16 @@ def preprocessing_of(architecture: Architecture) -> Preprocessing:
     if architecture.source == "cifar":
         return Preprocessing(input_size=(3, 32, 32))
     if architecture.source == "torchvision":
-        return _of_torchvision(architecture.name)
+        return _of_torchvision(architecture)
     if architecture.source == "timm":
         return _of_timm(architecture)
     return Preprocessing()
 
 
-def _of_torchvision(name: str) -> Preprocessing:
+def _of_torchvision(architecture: Architecture) -> Preprocessing:
     from torchvision import models
 
+    name = architecture.name
     if name in models.list_models(module=models.detection):
         size = _DETECTOR_SIZES.get(name, _DETECTOR_SIZE)
         return Preprocessing((3, size, size), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -37,6 +38,9 @@ def _of_torchvision(name: str) -> Preprocessing:
     side = _first(getattr(stated, "crop_size", None)) or resize
     if side is None or not hasattr(stated, "mean"):
         return Preprocessing(resize=256)
+    if name.startswith("vit_"):  # one side only fits its position embedding: the builder's, whatever the published weights have
+        built = int(architecture.kwargs.get("image_size", 224))
+        side, resize = built, resize if side == built else built
     return Preprocessing(
         (3, side, side),
         tuple(float(x) for x in stated.mean),
