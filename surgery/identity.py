@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chansurg.surgery.nested import tensors_in
 from chansurg.surgery.rewriting import install, trace_forward
 from chansurg.surgery.survey import Region, Survey
 from chansurg.surgery.tracing import TraceFailure
@@ -101,14 +102,6 @@ def _run(network: nn.Module, examples: tuple[Any, ...], training: bool, seed: in
     random.setstate(drawn)
     network.zero_grad(set_to_none=True)
     return output, network.state_dict(), gradients
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists and dictionaries, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def _difference(a: Any, b: Any, at: str = "") -> str | None:

@@ -7,8 +7,7 @@ common path puts out, in the order of execution, so that the first difference ha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.modes import eval_mode
+from chansurg.surgery.nested import tensors_in
 from chansurg.surgery.provenance import record_of, unwrapped, with_input_size
 
 BATCH_SIZES = (1, 3)
@@ -85,9 +86,9 @@ def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = N
         actual, differences = _run(b, x, against=seen)
         for path, error in differences.items():
             errors[path] = max(errors.get(path, 0.0), error)
-        outputs = list(zip(_tensors(expected), _tensors(actual), strict=False))
-        if len(_tensors(expected)) != len(_tensors(actual)) or any(p.shape != q.shape for p, q in outputs):
-            shapes = [[list(t.shape) for t in _tensors(side)] for side in (expected, actual)]
+        outputs = list(zip(_floats(expected), _floats(actual), strict=False))
+        if len(_floats(expected)) != len(_floats(actual)) or any(p.shape != q.shape for p, q in outputs):
+            shapes = [[list(t.shape) for t in _floats(side)] for side in (expected, actual)]
             return _incomparable(f"their outputs have shapes {shapes[0]} and {shapes[1]}", errors, batch_size)
         if not outputs:
             return _incomparable(f"their outputs ({type(expected).__name__}) hold no floating-point tensors", errors, batch_size)
@@ -127,7 +128,8 @@ def _numbers(p: Tensor) -> Tensor:
 
 
 def _relative(gap: Tensor, size: Tensor) -> float:
-    return (gap / size).item() if size and gap else gap.item()
+    ratio = (gap / size).item() if size and gap else gap.item()
+    return math.inf if math.isnan(ratio) else ratio
 
 
 def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -151,7 +153,7 @@ def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = Non
             handles.append(module.register_forward_hook(watch(path)))
     home = next(model.parameters(), x)
     try:
-        with torch.no_grad(), _eval_mode(model):
+        with torch.no_grad(), eval_mode(model):
             output = model(x.to(device=home.device, dtype=_dtype(model)))
     except Exception as error:
         raise InputError(
@@ -166,22 +168,5 @@ def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = Non
     return output, seen
 
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output.detach().cpu()] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        return [tensor for value in output.values() for tensor in _tensors(value)]
-    if isinstance(output, (list, tuple)):
-        return [tensor for value in output for tensor in _tensors(value)]
-    return []
+def _floats(output: Any) -> list[Tensor]:
+    return [tensor.detach().cpu() for tensor in tensors_in(output) if tensor.is_floating_point()]

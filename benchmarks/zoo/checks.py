@@ -18,8 +18,9 @@ from torch import nn
 
 import chansurg
 from chansurg.surgery.errors import ChansurgError
-from chansurg.surgery.identity import first_difference, rewrite_without_edits, tensors_in
+from chansurg.surgery.identity import first_difference, rewrite_without_edits
 from chansurg.surgery.layer import RecipeLayer
+from chansurg.surgery.nested import tensors_in
 from chansurg.surgery.provenance import record_of
 from chansurg.surgery.recipe import Recipe, installed_recipes
 from chansurg.surgery.skeleton import meta_copy

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chansurg.surgery.errors import InputError, Refusal
+from chansurg.surgery.modes import eval_mode
 from chansurg.surgery.provenance import record_of
 from chansurg.surgery.training.data import ClassifiedImages, batches, evaluation_transform, match_classes
 
@@ -80,7 +80,7 @@ def evaluate(
     place, dtype = _place(model, device)
     correct1 = correct5 = done = 0
     loss = 0.0
-    with _eval_mode(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         probe = torch.zeros(1, *record.preprocessing.input_size, device=place, dtype=dtype)
         outputs = _outputs(model, probe)
         images.labels = match_classes(images.classes, record.class_names, outputs, where=str(images.tree.path))
@@ -153,15 +153,3 @@ def _outputs(model: nn.Module, probe: Tensor) -> int:
             to_do="Evaluate it in a loop of your own; only classifiers are evaluated here.",
         )
     return outputs.shape[1]
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, and every module's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
