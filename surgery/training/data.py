@@ -95,14 +95,16 @@ def _class_folder(tree: ImageTree, split: str) -> str:
             not_done="No image was read.",
             to_do="Lay it out as val/CLASS/IMAGE.jpg, or CLASS/IMAGE.jpg.",
         )
-    splits = [name for name in found if name in SPLITS]
-    if splits == found:
+    names = [name for name in found if name in SPLITS]
+    splits = [name for name in names if tree.folders(f"{base}/{name}" if base else name)]
+    if splits or names == found:
         missing = f"The folder {split!r} holds no class folders." if split in found else f"There is no folder {split!r}."
         raise InputError(
             missing,
             where=str(tree.path),
             not_done="No image was read.",
-            to_do=f"Found: {', '.join(found)}. Name one with --split (in Python: split=), or lay the data out as {split}/CLASS/IMAGE.jpg.",
+            to_do=f"Found: {', '.join(splits or found)}. Name one with --split (in Python: split=), "
+            f"or lay the data out as {split}/CLASS/IMAGE.jpg.",
         )
     log.info("%s has no split folders: all its images are taken", tree.path)
     return base

@@ -170,6 +170,20 @@ def test_a_missing_split_names_those_there_are(tree: Path) -> None:
     assert "Found: train" in refused(tree)
 
 
+def test_a_split_folder_is_never_taken_for_a_class(tree: Path) -> None:
+    fill(tree / "extra")
+    told = refused(tree, "test")
+    assert "There is no folder 'test'" in told
+    assert "Found: train, val." in told
+    assert "extra" not in told
+    assert refused(zipped(tree), "test").partition("where")[0] == told.partition("where")[0]
+    assert open_images(tree, "extra").classes == ["ant", "cat", "dog"]
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    assert open_images(fill(tmp_path / "data", ("bus", "train"))).classes == ["bus", "train"]
+
+
 def test_a_split_without_class_folders(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     picture(1).save(tmp_path / "val" / "x.png")
