@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from chansurg.cli.command import exposed
-from chansurg.cli.failures import INTERRUPTED, reader_gone, tell_interrupted
+from chansurg.cli.failures import INTERRUPTED, reader_gone, stdout_lost, tell_interrupted
+from chansurg.cli.output_file import note_written
 from chansurg.cli.recipe_options import recipe_parameters
 from chansurg.cli.reporting import Report
+from chansurg.cli.streams import prepare_streams
 from chansurg.surgery.errors import InputError
 
 # typer brings click with it, in some versions under a name of its own; this is its class either way.
@@ -58,14 +60,19 @@ def _top(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing but the interpreter's own end raises from here."""
+    prepare_streams()
+    note_written(None)
+    code = 0
     try:
-        code = application()(list(arguments), prog_name="chansurg", standalone_mode=False)
+        code = application()(list(arguments), prog_name="chansurg", standalone_mode=False) or 0
         sys.stdout.flush()
     except UsageError as error:
         report = Report(as_json="--json" in arguments)
         return _usage(report, error)
     except BrokenPipeError:
         return reader_gone()
+    except OSError as error:
+        return stdout_lost(error, told=bool(code))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # what typer makes of an interrupt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +11,12 @@ from rich.text import Text
 
 from chansurg.cli.changes import Change, changes, changes_table, layers_at
 from chansurg.cli.interrupts import stop_if_interrupted
-from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, existing_input, read_model, stem
-from chansurg.cli.numbers import by_reason, counts_table, path_list
-from chansurg.cli.output_file import check_output
-from chansurg.cli.recipe_options import given_options
+from chansurg.cli.left_alone import show_skipped
+from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, existing_input, given_path, read_model, stem
+from chansurg.cli.numbers import broke_off, counted, counts_table
+from chansurg.cli.output_file import check_output, note_written
 from chansurg.cli.reporting import Report
-from chansurg.surgery.recipe import find_recipe
+from chansurg.surgery.recipe import find_recipe, flag
 
 if TYPE_CHECKING:
     from chansurg.surgery.journal import Entry
@@ -35,13 +34,12 @@ def convert(
     model: Model,
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="What to do; `chansurg recipes` lists them.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write.", show_default="MODEL-RECIPE.safetensors")
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="Where to write.", show_default="MODEL-RECIPE.safetensors", parser=given_path),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and write nothing.")] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the layers that start anew.")] = 0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace OUT even if it is no converted model. The input is never replaced.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT whatever it holds. The input is never replaced.")] = False,
     arch: Arch = None,
     input_size: InputSize = None,
     pretrained: Pretrained = False,
@@ -53,12 +51,12 @@ def convert(
     One file is written, and it carries everything needed to load it; a converted file can be converted again.
     """
     start = time.perf_counter()
-    given = given_options(recipe, recipe_options)
+    given = {name: value for name, value in recipe_options.items() if value is not None}
     find_recipe(recipe).options(given)
     target = output or Path(f"{stem(model)}-{recipe}.safetensors")
     source = existing_input(model)
     if not dry_run:
-        check_output(target, inputs=[] if source is None else [source], force=force)
+        check_output(target, inputs=[] if source is None else [source], force=force, again=True)
     network = read_model(report, model, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
 
     import chansurg
@@ -71,7 +69,8 @@ def convert(
     kept = len(network.state_dict()) - len(entry.new) - len(entry.sliced)
     stop_if_interrupted()
     if not dry_run:
-        chansurg.save(network, target)
+        chansurg.save(network, target, overwrite=force)
+        note_written(target)
     seconds = time.perf_counter() - start
     report.result(
         {
@@ -82,6 +81,7 @@ def convert(
             "skipped": [skip.as_json() for skip in plan.skipped],
             "before": dict(entry.before),
             "after": dict(entry.after),
+            "uncounted": list(entry.uncounted),
         },
         line="nothing was written" if dry_run else str(target),
         show=lambda: _show(report, plan, entry, found, kept, None if dry_run else target, seconds),
@@ -90,24 +90,17 @@ def convert(
 
 def _show(report: Report, plan: Plan, entry: Entry, found: list[Change], kept: int, target: Path | None, seconds: float) -> None:
     out = report.out
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in plan.options.items() if value is not None)
-    out.print(Text.assemble((plan.recipe, "bold"), f" {options}: {len(plan.sites)} sites, {len(plan.edits)} edits\n"), soft_wrap=True)
+    options = " ".join(f"{flag(name)} {value}" for name, value in plan.options.items() if value is not None)
+    done = f"{counted(len(plan.sites), 'site')}, {counted(len(plan.edits), 'edit')}"
+    out.print(Text.assemble((plan.recipe, "bold"), f" {options}: {done}\n"), soft_wrap=True)
     out.print(changes_table(found, every=report.verbose))
     show_skipped(report, [skip.as_json() for skip in plan.skipped])
     out.print()
     out.print(counts_table(entry.before, entry.after))
+    if stopped := broke_off(entry.uncounted):
+        out.print(stopped, style="dim", soft_wrap=True)
     out.print(f"\ntensors: {kept} kept, {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed")
     if target is None:
         out.print(f"A dry run: nothing was written ({seconds:.1f} s).")
     else:
         out.print(Text.assemble("wrote ", (str(target), "bold"), f" in {seconds:.1f} s"), soft_wrap=True)
-
-
-def show_skipped(report: Report, skipped: Sequence[dict[str, str]]) -> None:
-    """The places left alone, under the reasons they share; every path where the reader asked for all."""
-    if not skipped:
-        return
-    report.out.print(f"\nleft alone ({len(skipped)})", style="dim")
-    for reason, paths in by_reason(skipped).items():
-        where = path_list(paths, limit=None if report.verbose else 3)
-        report.out.print(f"  {reason}: {where}", style="dim", soft_wrap=True)

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from chansurg.cli.model_options import MODEL_HELP, Arch, TrustPickle, read_model
+from chansurg.cli.model_options import MODEL_HELP, Arch, TrustPickle, given, read_model
+from chansurg.cli.numbers import difference
 from chansurg.cli.reporting import Report, grid
 
 EXAMPLES = ("chansurg diff resnet50.pth resnet50-pix.safetensors", "chansurg diff a.safetensors b.safetensors --json")
@@ -16,8 +17,8 @@ SHOWN = 8
 
 def diff(
     report: Report,
-    a: Annotated[str, typer.Argument(metavar="A", help=MODEL_HELP, show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.", show_default=False)],
+    a: Annotated[str, typer.Argument(metavar="A", help=MODEL_HELP, show_default=False, parser=given)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.", show_default=False, parser=given)],
     arch: Arch = None,
     trust_pickle: TrustPickle = False,
 ) -> None:
@@ -53,7 +54,7 @@ def _show(report: Report, a: str, b: str, document: Mapping[str, Any]) -> None:
     if document["changed"]:
         table = grid("changed", ">max abs difference")
         for tensor in document["changed"][:limit]:
-            table.add_row(tensor["name"], f"{tensor['max_abs_difference']:.3g}")
+            table.add_row(tensor["name"], difference(tensor["max_abs_difference"]))
         out.print()
         out.print(table)
         _more(report, len(document["changed"]), limit)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, read_model
+from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, given_path, read_model
 from chansurg.cli.reporting import Report, grid
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ EXAMPLES = (
 def evaluate(
     report: Report,
     model: Model,
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Class folders, or train/ and val/ above them; or a zip of that.")],
+    data: Annotated[
+        Path,
+        typer.Option("--data", metavar="DIR", help="Class folders, or train/ and val/ above them; or a zip of that.", parser=given_path),
+    ],
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="Which split folder.")] = "val",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images a batch.")] = 100,
     workers: Annotated[

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
-import sys
 import traceback
 
+from chansurg.cli.output_file import written
 from chansurg.cli.reporting import Report
+from chansurg.cli.streams import drop_stdout
 from chansurg.surgery.errors import ChansurgError, InputError, Refusal
 
 INTERRUPTED = 130
@@ -22,23 +22,39 @@ def fail(report: Report, error: Exception) -> int:
     if report.verbose and not isinstance(error, ChansurgError):
         report.err.print("".join(traceback.format_exception(error)), soft_wrap=True)
     told = explain(error)
+    output = written()
+    if output is not None:
+        told = type(told)(
+            told.what,
+            where=told.where if isinstance(error, ChansurgError) else "the report",
+            not_done=f"The file was written, whole: {output}. Only this report failed.",
+            to_do=f"Use the file; `chansurg history {output}` shows what was done.",
+        )
     report.error(told)
     return told.exit_code
 
 
 def reader_gone() -> int:
-    """The exit code where the reader of a pipe (`| head`) has gone; what is still buffered goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """The exit code where the reader of a pipe (`| head`) has gone."""
+    drop_stdout()
     return 1
+
+
+def stdout_lost(error: OSError, *, told: bool) -> int:
+    """Tell on stderr, once, that nothing can be written to stdout (a full disk behind `>`), and give the exit code."""
+    drop_stdout()
+    return Refusal.exit_code if told else fail(Report(), error)
 
 
 def tell_interrupted(report: Report) -> int:
     """Tell of an interrupt, in one line, and give its exit code."""
-    told = Refusal("Interrupted.", where="this command", not_done="Nothing was written.", to_do="Run it again when you like.")
+    output = written()
+    done = "nothing was written" if output is None else f"the file was written before: {output}"
     if report.as_json:
-        report.error(told)
+        told = f"{done[0].upper()}{done[1:]}."
+        report.error(Refusal("Interrupted.", where="this command", not_done=told, to_do="Run it again when you like."))
     else:
-        report.err.print("Interrupted; nothing was written.")
+        report.err.print(f"Interrupted; {done}.", soft_wrap=True)
     return INTERRUPTED
 
 
@@ -49,9 +65,9 @@ def explain(error: Exception) -> ChansurgError:
     if isinstance(error, OSError) and error.errno in _FULL:
         return Refusal(
             f"The disk is full: {error.strerror}.",
-            where=str(error.filename or "the output's folder"),
-            not_done="The output was not written, and no part of it was left.",
-            to_do="Make room, or write elsewhere with -o.",
+            where=str(error.filename or "the standard output"),
+            not_done="The result could not be written there.",
+            to_do="Make room, or write elsewhere.",
         )
     if isinstance(error, OSError) and error.errno in _FORBIDDEN:
         return InputError(

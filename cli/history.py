@@ -9,8 +9,10 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from chansurg.cli.numbers import counts_table
+from chansurg.cli.model_options import given_path
+from chansurg.cli.numbers import broke_off, counted, counts_table
 from chansurg.cli.reporting import Report
+from chansurg.surgery.recipe import flag
 
 if TYPE_CHECKING:
     from chansurg.surgery.journal import Entry, Record
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 EXAMPLES = ("chansurg history resnet50-pix.safetensors", "chansurg history resnet50-pix.safetensors --json")
 
 
-def history(report: Report, model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file.", show_default=False)]) -> None:
+def history(
+    report: Report,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file.", show_default=False, parser=given_path)],
+) -> None:
     """What was done to a model, oldest first.
 
     Recipe, options, counts before and after, and the file it came from; read from the file's header alone.
@@ -55,16 +60,25 @@ def _show(report: Report, model: Path, record: Record) -> None:
 
 
 def _show_entry(report: Report, number: int, entry: Entry) -> None:
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in entry.options.items() if value is not None)
+    options = " ".join(f"{flag(name)} {value}" for name, value in entry.options.items() if value is not None)
     report.out.print(Text.assemble(f"\n{number}. ", (f"{entry.recipe} ", "bold"), options), soft_wrap=True)
-    parent = f"{entry.parent_file} (sha256 {(entry.parent_sha256 or '')[:12]})" if entry.parent_file else "no file (fresh weights)"
-    report.out.print(f"   from {parent}, seed {entry.seed}, {len(entry.edits)} edits", soft_wrap=True)
+    report.out.print(f"   from {_parent(number, entry)}, seed {entry.seed}, {counted(len(entry.edits), 'edit')}", soft_wrap=True)
     report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; all others kept")
     if entry.before and entry.after:
         report.out.print(Padding.indent(counts_table(entry.before, entry.after), 3))
+    if stopped := broke_off(entry.uncounted):
+        report.out.print(f"   {stopped}", style="dim", soft_wrap=True)
     if report.verbose:
         for edit in entry.edits:
             report.out.print(f"   {edit.op:<7} {edit.path}", soft_wrap=True)
         for kind, names in (("sliced", entry.sliced), ("new", entry.new), ("removed", entry.removed)):
             for name in names:
                 report.out.print(f"   {kind:<7} {name}", soft_wrap=True)
+
+
+def _parent(number: int, entry: Entry) -> str:
+    """What the conversion started from, as far as the journal knows."""
+    if entry.parent_file or entry.parent_sha256:
+        return f"{entry.parent_file or 'a file'} (sha256 {(entry.parent_sha256 or '')[:12]})"
+    before = "a network built or changed in memory" if number == 1 else f"the result of {number - 1}, in memory"
+    return before if entry.untouched or number == 1 else f"{before}, trained in between"

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.text import Text
 
-from chansurg.cli.convert import show_skipped
+from chansurg.cli.left_alone import show_skipped
 from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, read_model
-from chansurg.cli.numbers import by_reason, counts_table, large, path_list
+from chansurg.cli.numbers import by_reason, counted, counts_table, large, path_list
 from chansurg.cli.reporting import Report, grid
 
 EXAMPLES = (
@@ -76,7 +76,7 @@ def _show_stages(report: Report, stages: list[dict[str, Any]], blocks: list[dict
 
 def _show_sites(report: Report, recipe: str, sites: list[dict[str, Any]]) -> None:
     out = report.out
-    out.print(Text.assemble("\n", (recipe, "bold"), f": {len(sites) or 'no'} sites"))
+    out.print(Text.assemble("\n", (recipe, "bold"), f": {counted(len(sites), 'site') if sites else 'no sites'}"))
     kinds: dict[tuple[str, str], list[str]] = {}
     for site in sites:
         kinds.setdefault((site["kind"], _detail(site)), []).append(site["path"])

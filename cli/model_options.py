@@ -16,7 +16,24 @@ if TYPE_CHECKING:
 PANEL = "Model"
 MODEL_HELP = "A model file, or an architecture's name (then with fresh weights)."
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+
+def given(text: str) -> str:
+    """An argument that names something.
+
+    Raises:
+        BadParameter: where it is empty, as an unset variable of a shell script leaves it; to Path that would be the current folder.
+    """
+    if not text:
+        raise typer.BadParameter("It is empty.")
+    return text
+
+
+def given_path(text: str) -> Path:
+    """The same as a path."""
+    return Path(given(text))
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False, parser=given)]
 Arch = Annotated[
     str | None,
     typer.Option(

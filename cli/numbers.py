@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
@@ -19,6 +20,16 @@ def large(number: int) -> str:
     return str(number)
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def difference(value: float | None) -> str:
+    """How far apart two numbers are, in three digits; documents have ``None`` where that is infinite or cannot be told."""
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
 def counts_table(before: Mapping[str, int], after: Mapping[str, int] | None = None) -> Table:
     """The four counts; with ``after`` also what they became, and the ratio."""
     if after is None:
@@ -28,9 +39,17 @@ def counts_table(before: Mapping[str, int], after: Mapping[str, int] | None = No
         return table
     table = grid("", ">before", ">after", ">after / before")
     for key, name in COUNT_NAMES.items():
+        if key not in before or key not in after:
+            continue
         ratio = f"{after[key] / before[key]:.3f}" if before[key] else "-"
         table.add_row(name, large(before[key]), large(after[key]), ratio)
     return table
+
+
+def broke_off(uncounted: Sequence[str]) -> str | None:
+    """What to say under counts whose pass broke off, so that they cover a part of the network only."""
+    stops = [note for note in uncounted if note.startswith("stopped at")]
+    return f"counted in part: {'; '.join(stops)}" if stops else None
 
 
 def by_reason(skipped: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:

@@ -1,17 +1,23 @@
-"""Whether a result may be written where it is to go; asked before any work is done."""
+"""The file that a command writes: whether it may be written, asked before any work is done; and whether it has been."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from chansurg.surgery.errors import ChansurgError, InputError
-from chansurg.surgery.writing import check_target
+from chansurg.surgery.writing import check_target, would_be_lost
+
+_written: Path | None = None
 
 
-def check_output(path: Path, *, inputs: list[Path], force: bool) -> None:
+def check_output(path: Path, *, inputs: list[Path], force: bool, again: bool = False) -> None:
     """Raise where writing ``path`` cannot work or would cost the user a file.
 
-    A file that an earlier conversion wrote may be written again. Any other file is only replaced with ``force``, and an input never.
+    Args:
+        path: where the result is to go.
+        inputs: files that are never replaced.
+        force: replace any other file.
+        again: let a file pass that may be what the command is about to write. Whether it is, byte for byte, shows when that is ready.
 
     Raises:
         InputError: with the reason.
@@ -20,19 +26,40 @@ def check_output(path: Path, *, inputs: list[Path], force: bool) -> None:
     if not path.exists():
         return
     if any(given.exists() and path.samefile(given) for given in inputs):
-        raise _refused("The output is the input; it would be lost.", path, "Write to another file with -o.")
-    if not force and not _written_by_a_conversion(path):
-        raise _refused("The output exists, and no conversion wrote it.", path, "Pass --force to replace it, or write elsewhere with -o.")
+        raise InputError(
+            "The output is the input; it would be lost.",
+            where=str(path),
+            not_done="Nothing was written.",
+            to_do="Write to another file with -o.",
+        )
+    if force:
+        return
+    if not again:
+        raise would_be_lost(path, "this would replace it")
+    why = _no_repetition(path)
+    if why is not None:
+        raise would_be_lost(path, why)
 
 
-def _written_by_a_conversion(path: Path) -> bool:
+def _no_repetition(path: Path) -> str | None:
+    """Why the file, as far as its header tells, is not what a conversion writes."""
     import chansurg
+    from chansurg.surgery.lineage import trained_since
 
     try:
-        return bool(chansurg.history(path).journal)
+        if not chansurg.history(path).journal:
+            return "no conversion wrote it"
+        return "the network in it was trained since its conversion" if trained_since(path) else None
     except (ChansurgError, OSError):
-        return False
+        return "no conversion wrote it"
 
 
-def _refused(what: str, path: Path, to_do: str) -> InputError:
-    return InputError(what, where=str(path), not_done="Nothing was written.", to_do=to_do)
+def note_written(path: Path | None) -> None:
+    """Remember that the command's file is there, whole; ``None`` as a command begins."""
+    global _written
+    _written = path
+
+
+def written() -> Path | None:
+    """The file that the command has written, if it has come so far."""
+    return _written

@@ -9,13 +9,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from chansurg.surgery.errors import InputError
-from chansurg.surgery.recipe import Recipe, find_recipe, installed_recipes
+from chansurg.surgery.recipe import Recipe, flag, installed_recipes
 
 
 def recipe_parameters() -> list[inspect.Parameter]:
@@ -25,34 +23,6 @@ def recipe_parameters() -> list[inspect.Parameter]:
         for field in dataclasses.fields(recipe.Options):
             owners.setdefault(field.name, []).append(recipe)
     return [_parameter(name, using) for name, using in owners.items()]
-
-
-def given_options(recipe_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, all of them the chosen recipe's.
-
-    Raises:
-        InputError: for an unknown recipe, or an option that only other recipes have.
-    """
-    recipe = find_recipe(recipe_name)
-    given = {name: value for name, value in values.items() if value is not None}
-    known = {field.name for field in dataclasses.fields(recipe.Options)}
-    for name in given:
-        if name not in known:
-            others = [
-                other.name for other in installed_recipes().values() if name in {field.name for field in dataclasses.fields(other.Options)}
-            ]
-            raise InputError(
-                f"{flag(name)} is no option of the recipe {recipe.name!r}; it belongs to {' and '.join(map(repr, others))}.",
-                where=f"option {flag(name)}",
-                not_done="Nothing was converted.",
-                to_do=f"Leave it away, or use --recipe {others[0]}; `chansurg recipes {recipe.name}` lists this recipe's options.",
-            )
-    return given
-
-
-def flag(name: str) -> str:
-    """How an option is typed."""
-    return f"--{name.replace('_', '-')}"
 
 
 def default_text(field: dataclasses.Field[Any]) -> str | None:

@@ -9,9 +9,9 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from chansurg.cli.recipe_options import default_text, flag, value_text
+from chansurg.cli.recipe_options import default_text, value_text
 from chansurg.cli.reporting import Report, grid
-from chansurg.surgery.recipe import Recipe, find_recipe, installed_recipes
+from chansurg.surgery.recipe import Recipe, find_recipe, flag, installed_recipes
 
 EXAMPLES = ("chansurg recipes", "chansurg recipes pix")
 

@@ -46,12 +46,13 @@ class Report:
         self.stdout = stdout or sys.stdout
         self.out = _console(self.stdout)
         self.err = _console(stderr or sys.stderr)
+        self._noted: set[str] = set()
 
     def result(self, document: Mapping[str, Any], *, line: str, show: Callable[[], None]) -> None:
         """The command's answer: as JSON, as one line, or as ``show`` draws it."""
         if self.as_json:
             indent = 2 if self.stdout.isatty() else None
-            self.stdout.write(json.dumps(_without_nan(document), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+            self.stdout.write(json.dumps(_without_nan(document), indent=indent, allow_nan=False) + "\n")
             self.stdout.flush()
         elif self.quiet:
             self.out.print(line, soft_wrap=True)
@@ -59,14 +60,15 @@ class Report:
             show()
 
     def note(self, text: str) -> None:
-        """Something a reader should know beside the result."""
-        if not self.quiet:
+        """Something a reader should know beside the result; said once."""
+        if not self.quiet and text not in self._noted:
+            self._noted.add(text)
             self.err.print(Text(text, style="dim"), soft_wrap=True)
 
     def error(self, error: ChansurgError) -> None:
         """A failure in its four parts."""
         if self.as_json:
-            self.stdout.write(json.dumps({"error": error.parts()}, ensure_ascii=False) + "\n")
+            self.stdout.write(json.dumps({"error": error.parts()}) + "\n")
             self.stdout.flush()
             return
         self.err.print(Text.assemble(("error: ", "bold red"), (error.what, "bold")), soft_wrap=True)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from chansurg.cli.output_file import check_output
+from chansurg.cli.model_options import given_path
+from chansurg.cli.output_file import check_output, note_written
 from chansurg.cli.reporting import Report
 
 EXAMPLES = (
@@ -18,12 +19,20 @@ EXAMPLES = (
 
 def undo(
     report: Report,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted model file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted model file.", show_default=False, parser=given_path)],
     base: Annotated[
         Path | None,
-        typer.Option("--base", metavar="FILE", help="The file it came from, where that does not lie beside it.", show_default=False),
+        typer.Option(
+            "--base",
+            metavar="FILE",
+            help="The file it came from, where that does not lie beside it.",
+            show_default=False,
+            parser=given_path,
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write.", show_default=False, parser=given_path)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     discard_training: Annotated[bool, typer.Option("--discard-training", help="Go back although the network was trained since.")] = False,
 ) -> None:
@@ -36,6 +45,7 @@ def undo(
 
     import chansurg
 
-    written = chansurg.undo(model, base=base, output=output, discard_training=discard_training)
-    told = f"{model} was made from {written}" if output is None else f"wrote {written}, the file that {model} was made from"
-    report.result({"output": str(written)}, line=str(written), show=lambda: report.out.print(told, soft_wrap=True))
+    found = chansurg.undo(model, base=base, output=output, discard_training=discard_training)
+    note_written(output)
+    told = f"{model} was made from {found}" if output is None else f"wrote {found}, the file that {model} was made from"
+    report.result({"output": str(found)}, line=str(found), show=lambda: report.out.print(told, soft_wrap=True))

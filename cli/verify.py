@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from chansurg.cli.model_options import MODEL_HELP, Arch, InputSize, TrustPickle, read_model
+from chansurg.cli.model_options import MODEL_HELP, Arch, InputSize, TrustPickle, given, read_model
+from chansurg.cli.numbers import counted, difference
 from chansurg.cli.reporting import Report, grid
 
 EXAMPLES = (
@@ -18,8 +19,8 @@ EXAMPLES = (
 
 def verify(
     report: Report,
-    a: Annotated[str, typer.Argument(metavar="A", help=MODEL_HELP, show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.", show_default=False)],
+    a: Annotated[str, typer.Argument(metavar="A", help=MODEL_HELP, show_default=False, parser=given)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.", show_default=False, parser=given)],
     arch: Arch = None,
     input_size: InputSize = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random inputs they are compared on.")] = 0,
@@ -38,23 +39,29 @@ def verify(
     document = verdict.as_json()
     report.result(
         document,
-        line=f"{'equal' if verdict.equal else 'different'}  max abs error {document['max_abs_error']:.3g}",
+        line=_line(document),
         show=lambda: _show(report, a, b, document),
     )
     return 0 if verdict.equal else 1
+
+
+def _line(document: Mapping[str, Any]) -> str:
+    if document["reason"]:
+        return f"different  {document['reason']}"
+    return f"{'equal' if document['equal'] else 'different'}  max abs error {difference(document['max_abs_error'])}"
 
 
 def _show(report: Report, a: str, b: str, document: Mapping[str, Any]) -> None:
     out = report.out
     equal = document["equal"]
     out.print("the same function" if equal else "not the same function", style="bold green" if equal else "bold red")
-    out.print(f"{a}  and  {b}, on {document['inputs']} random inputs", soft_wrap=True)
+    out.print(f"{a}  and  {b}, on {counted(document['inputs'], 'random input')}", soft_wrap=True)
     if document["reason"]:
         out.print(f"They cannot be compared: {document['reason']}.", soft_wrap=True)
         return
     table = grid("", ">")
-    table.add_row("largest absolute error", f"{document['max_abs_error']:.3g}")
-    table.add_row("largest relative error", f"{document['max_rel_error']:.3g}")
+    table.add_row("largest absolute error", difference(document["max_abs_error"]))
+    table.add_row("largest relative error", difference(document["max_rel_error"]))
     if document["agreement"] is not None:
         table.add_row("inputs with the same highest output", f"{100 * document['agreement']:.1f} %")
     out.print(table)
@@ -65,7 +72,7 @@ def _show(report: Report, a: str, b: str, document: Mapping[str, Any]) -> None:
     blocks = grid("block", ">relative error")
     errors = {block["path"]: block["relative_error"] for block in document["blocks"]}
     for path in errors if report.verbose else _whole_blocks(list(errors)):
-        blocks.add_row(path, f"{errors[path]:.3g}")
+        blocks.add_row(path, difference(errors[path]))
     out.print(blocks)
 
 

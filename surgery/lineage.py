@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chansurg.surgery.errors import InputError, Refusal
-from chansurg.surgery.header_record import record_in_header
+from chansurg.surgery.header_record import Layout, record_in_header
 from chansurg.surgery.journal import Record
 from chansurg.surgery.reading.header import existing_file, file_sha256, read_header
 
@@ -21,6 +21,19 @@ def history(path: str | os.PathLike[str]) -> Record:
     """
     record, _ = record_in_header(read_header(path), path)
     return replace(record, file=Path(path).name)
+
+
+def trained_since(path: str | os.PathLike[str]) -> bool:
+    """Whether the tensors in a model file are no longer those that its last conversion left.
+
+    Raises:
+        InputError: where the file is no safetensors file, or carries no record.
+    """
+    return _trained_last(*record_in_header(read_header(path), path))
+
+
+def _trained_last(record: Record, layout: Layout) -> bool:
+    return bool(record.journal) and layout.weights != record.journal[-1].weights
 
 
 def undo(
@@ -53,8 +66,8 @@ def undo(
         raise InputError(
             "Nothing was done to this network.", where=str(path), not_done="Nothing was undone.", to_do="There is nothing to do."
         )
-    trained = layout.weights != record.journal[-1].weights or not all(entry.untouched for entry in record.journal)
-    if trained and not discard_training:
+    between = not all(entry.untouched for entry in record.journal)
+    if (between or _trained_last(record, layout)) and not discard_training:
         raise Refusal(
             "The tensors are no longer those that the conversion left: the network was trained since.",
             where=str(path),

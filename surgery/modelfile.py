@@ -38,7 +38,7 @@ _ALIGNMENT = 64
 _DAMAGED = "The file may be damaged: take another copy, or convert the original again."
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
     """Write a network and its record to one safetensors file.
 
     The same network gives the same bytes. Dtypes are kept, tied tensors are stored once, ``channels_last`` is noted. Of a network
@@ -48,9 +48,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: a network from :func:`load` or :func:`convert`, or any module.
         path: the target; an existing file is replaced only once the new one is whole.
+        overwrite: replace an existing file, whatever it holds. Without it, only one that holds the very same bytes already.
 
     Raises:
-        InputError: where the target's folder does not exist or cannot be written to.
+        InputError: where the target's folder does not exist or cannot be written to, or an existing file would be lost.
         Refusal: where the network is no longer what its record says, or holds more than tensors; where the disk is full or fails.
     """
     target = Path(path)
@@ -64,7 +65,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     header = {**record.as_json(), "weights": weights_digest(network), "tied": tied, "channels_last": channels_last}
     tensors = _apart({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    write_whole(target, lambda temporary: save_file(tensors, temporary, metadata={KEY: text}))
+    write_whole(target, lambda temporary: save_file(tensors, temporary, metadata={KEY: text}), overwrite=overwrite)
 
 
 def _true_record(network: nn.Module, target: Path) -> Record:

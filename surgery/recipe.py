@@ -68,17 +68,26 @@ class Recipe(ABC):
         Raises:
             InputError: for a name that is no option of this recipe, or a value out of range.
         """
-        known = {field.name for field in dataclasses.fields(self.Options)}
+        known = _names(self)
         for name in values:
             if name not in known:
+                others = " and ".join(repr(other.name) for other in installed_recipes().values() if name in _names(other))
                 raise InputError(
-                    f"{name!r} is not an option of the recipe {self.name!r}.",
-                    where=f"recipe {self.name}, option --{name.replace('_', '-')}",
+                    f"{flag(name)} is no option of the recipe {self.name!r}{f'; it belongs to {others}' if others else ''}.",
+                    where=f"recipe {self.name}, option {flag(name)}",
                     not_done="Nothing was converted.",
-                    to_do=f"Its options are {', '.join('--' + n.replace('_', '-') for n in sorted(known))}; "
-                    f"see `chansurg recipes {self.name}`.",
+                    to_do=f"Its options are {', '.join(map(flag, sorted(known)))}; see `chansurg recipes {self.name}`.",
                 )
         return self.Options(**values)
+
+
+def _names(recipe: Recipe) -> set[str]:
+    return {field.name for field in dataclasses.fields(recipe.Options)}
+
+
+def flag(name: str) -> str:
+    """How an option is typed on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 @cache

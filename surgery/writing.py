@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,11 +14,16 @@ from safetensors import SafetensorError
 from chansurg.surgery.errors import ChansurgError, InputError, Refusal
 
 
-def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+def write_whole(target: Path, write: Callable[[Path], object], *, overwrite: bool = True) -> None:
     """Let ``write`` fill a temporary file beside ``target``, flush it to the disk, and rename it.
 
+    Args:
+        target: where the file goes.
+        write: fills the file of the path that it is given.
+        overwrite: replace an existing file, whatever it holds. Without it, only one that holds the very same bytes already.
+
     Raises:
-        InputError: where the folder does not exist or cannot be written to.
+        InputError: where the folder does not exist or cannot be written to, or an existing file would be lost.
         Refusal: where the disk is full or fails.
     """
     check_target(target)
@@ -36,11 +42,23 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        if not overwrite and target.exists() and not filecmp.cmp(temporary, target, shallow=False):
+            raise would_be_lost(target, "it holds something else than what would be written now")
         temporary.replace(target)
     except (OSError, SafetensorError) as error:
         raise _disk_error(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def would_be_lost(target: Path, why: str) -> InputError:
+    """The error for a target that exists and is not replaced unasked; ``why`` says what would be lost with it."""
+    return InputError(
+        f"The output exists, and {why}.",
+        where=str(target),
+        not_done="Nothing was written.",
+        to_do="Pass --force (in Python: overwrite=True) to replace it, or write elsewhere with -o.",
+    )
 
 
 def check_target(target: Path) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import chansurg
 from chansurg.recipes.pix import RECIPE
@@ -26,7 +27,7 @@ def test_the_document_is_the_one_that_was_promised(cli: Cli, resnet20: Path, tmp
     ran = cli("convert", resnet20, *DOWNSCALE, "--json")
     assert ran.code == 0
     document = ran.document
-    assert list(document) == ["output", "recipe", "options", "edits", "skipped", "before", "after"]
+    assert list(document) == ["output", "recipe", "options", "edits", "skipped", "before", "after", "uncounted"]
     assert document["output"] == "resnet20-pix.safetensors"
     assert document["options"] == {"mode": "downscale", "zeta": 2, "operator": "pick-or-mix", "tau": 0.5, "subsets": "contiguous"}
     assert {edit["op"] for edit in document["edits"]} == {"insert", "narrow"}
@@ -44,7 +45,7 @@ def test_the_same_command_writes_the_same_bytes(cli: Cli, resnet20: Path, tmp_pa
     for name in ("a.safetensors", "b.safetensors"):
         assert cli("convert", resnet20, *DOWNSCALE, "-o", name).code == 0
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert cli("convert", resnet20, *DOWNSCALE, "-o", "b.safetensors", "--seed", 1).code == 0
+    assert cli("convert", resnet20, *DOWNSCALE, "-o", "b.safetensors", "--seed", 1, "--force").code == 0
     assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "b.safetensors").read_bytes()
 
 
@@ -119,7 +120,72 @@ def test_files_that_no_conversion_wrote_are_not_replaced_unasked(cli: Cli, resne
     assert "--force" in ran.err
     assert precious.read_text() == "years of work"
     assert cli("convert", resnet20, *DOWNSCALE, "-o", precious, "--force").code == 0
+    written = precious.read_bytes()
     assert cli("convert", resnet20, *DOWNSCALE, "-o", precious).code == 0
+    assert precious.read_bytes() == written
+
+
+def test_a_converted_file_that_was_trained_or_made_otherwise_is_not_replaced_unasked(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    assert cli("convert", resnet20, *DOWNSCALE, "-o", out).code == 0
+    trained = chansurg.load(out)
+    with torch.no_grad():
+        trained.linear.bias.add_(1e-3)
+    chansurg.save(trained, out)
+    kept = out.read_bytes()
+    ran = cli("convert", resnet20, *DOWNSCALE, "-o", out)
+    assert ran.code == 2
+    assert len(ran.err.splitlines()) == 4
+    assert "trained since" in ran.err
+    assert "--force" in ran.err
+    assert out.read_bytes() == kept
+    assert cli("convert", resnet20, *DOWNSCALE, "-o", out, "--force").code == 0
+    other = out.read_bytes()
+    ran = cli("convert", resnet20, *DOWNSCALE, "-o", out, "--seed", 1)
+    assert ran.code == 2
+    assert "something else than what would be written now" in ran.err
+    assert out.read_bytes() == other
+    assert files(tmp_path) == ["out.safetensors"]
+
+
+def test_a_report_that_fails_after_the_file_was_written_says_so(
+    cli: Cli, resnet20: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class LateError(Exception):
+        pass
+
+    for error, code in ((LateError("no table today"), 1), (KeyboardInterrupt(), 130)):
+
+        def fails(*_: object, error: BaseException = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("chansurg.cli.convert.changes_table", fails)
+        ran = cli("convert", resnet20, *DOWNSCALE)
+        assert ran.code == code
+        assert "othing was written" not in ran.err
+        assert "he file was written" in ran.err
+        assert "resnet20-pix.safetensors" in ran.err
+        chansurg.load(tmp_path / "resnet20-pix.safetensors")
+
+
+def test_what_the_counts_leave_out_is_told_under_them(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "stopping.py").write_text(
+        "from torch import nn\n"
+        "class Network(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())\n"
+        "    def forward(self, x):\n"
+        "        x = self.body(x)\n"
+        "        return x * 2 if x.sum().item() > 0 else x\n"
+    )
+    ran = cli("convert", "stopping:Network", *DOWNSCALE, "--input-size", "8")
+    assert ran.code == 0, ran.err
+    assert "counted in part: stopped at " in ran.out
+    assert "counted in part: stopped at " in cli("history", "Network-pix.safetensors").out
+    document = cli("convert", "stopping:Network", *DOWNSCALE, "--input-size", "8", "--json").document
+    assert document["uncounted"][-1].startswith("stopped at ")
+    assert document["uncounted"] == cli("inspect", "Network-pix.safetensors", "--arch", "stopping:Network", "--json").document["uncounted"]
 
 
 @pytest.mark.parametrize("target", ["absent/out.safetensors", ".", "file.txt/out.safetensors"])
@@ -178,6 +244,7 @@ def test_a_conversion_that_finds_no_site_says_why_site_by_site(cli: Cli, tmp_pat
     ("arguments", "told"),
     [
         (["--recipe", "nix"], "no recipe 'nix'"),
+        (["--recipe", "pix", "-o", ""], "'--output' / '-o': It is empty"),
         (["--recipe", "pix", "--zeta", "0"], "--zeta"),
         (["--recipe", "pix", "--zeta", "-3"], "--zeta"),
         (["--recipe", "pix", "--zeta", "two"], "--zeta"),

@@ -101,6 +101,50 @@ def test_verify_shows_where_two_networks_part_and_exits_with_1(cli: Cli, resnet2
     assert document.document["first_difference"] == "layer2.1.conv1"
 
 
+def test_verify_of_models_that_cannot_be_compared_says_so(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    state = torch.load(resnet20)
+    state.update({name: state[name][:3] for name in ("linear.weight", "linear.bias")})
+    torch.save(state, tmp_path / "three.pth")
+    shown = cli("verify", resnet20, "three.pth")
+    assert shown.code == 1, shown.err
+    assert "They cannot be compared: their outputs have shapes [[1, 10]] and [[1, 3]]." in shown.out
+    assert "on 1 random input\n" in shown.out
+    assert cli("verify", resnet20, "three.pth", "-q").out == "different  their outputs have shapes [[1, 10]] and [[1, 3]]\n"
+    ran = cli("verify", resnet20, "three.pth", "--json")
+    assert (ran.code, ran.document["max_abs_error"], ran.document["equal"]) == (1, None, False)
+
+
+def test_differences_that_are_not_finite_are_shown(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    state = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in torch.load(resnet20).items()}
+    for sign in (1, -1):
+        state["linear.bias"][0] = sign * 1.7e308
+        torch.save(state, tmp_path / f"huge{sign}.pth")
+    ran = cli("verify", "huge1.pth", "huge-1.pth")
+    assert ran.code == 1, ran.err
+    assert "They part at linear." in ran.out
+    assert [line.split()[-2:] for line in ran.out.splitlines() if line.startswith("largest")] == [["not", "finite"]] * 2
+    assert cli("verify", "huge1.pth", "huge-1.pth", "-q").out == "different  max abs error not finite\n"
+    ran = cli("diff", "huge1.pth", "huge-1.pth")
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines()[-1].split() == ["linear.bias", "not", "finite"]
+
+
+def test_a_note_that_two_models_share_is_told_once(cli: Cli) -> None:
+    ran = cli("verify", "cifar/resnet20", "cifar/resnet20")
+    assert ran.err == "note: cifar/resnet20 with fresh, untrained weights.\n"
+    assert len(cli("verify", "cifar/resnet20", "cifar/resnet32").err.splitlines()) == 2
+
+
+def test_one_is_one_site(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "single.py").write_text(
+        "from torch import nn\ndef network():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(16, 4))\n"
+    )
+    assert "pix: 1 site\n" in cli("inspect", "single:network", "--input-size", "5").out
+    ran = cli("convert", "single:network", "--recipe", "pix", "--mode", "downscale", "--input-size", "5")
+    assert ": 1 site, 2 edits\n" in ran.out
+
+
 def test_diff(cli: Cli, resnet20: Path, converted: Path) -> None:
     document = cli("diff", resnet20, converted, "--json").document
     assert document["same_architecture"]
@@ -124,6 +168,21 @@ def test_history(cli: Cli, converted: Path) -> None:
     assert document["arguments"] == {"num_classes": 10}
     assert document["journal"][0]["recipe"] == "pix"
     assert "insert  layer1.0.conv1_pix" in cli("history", converted, "-v").out
+
+
+def test_history_says_what_is_known_of_where_a_conversion_began(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
+    network = chansurg.load(resnet20)
+    for zeta in (2, 4):
+        network = chansurg.convert(network, "pix", mode="downscale", zeta=zeta)
+    with torch.no_grad():
+        network.linear.bias.add_(1.0)
+    network = chansurg.convert(network, "pix", mode="downscale", zeta=2)
+    chansurg.save(network, tmp_path / "three.safetensors")
+    began = [line.partition(", seed")[0].strip() for line in cli("history", "three.safetensors").out.splitlines() if ", seed" in line]
+    assert began[0].startswith("from resnet20.pth (sha256 ")
+    assert began[1:] == ["from the result of 1, in memory", "from the result of 2, in memory, trained in between"]
+    chansurg.save(chansurg.convert(chansurg.load("cifar/resnet20"), "pix", mode="downscale"), tmp_path / "one.safetensors")
+    assert "from a network built or changed in memory, seed" in cli("history", "one.safetensors").out
 
 
 def test_history_of_a_file_that_has_none(cli: Cli, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,40 @@ def test_a_reader_that_leaves_is_no_error_to_tell_of(tmp_path: Path, arguments: 
     ran = subprocess.run(line, cwd=tmp_path, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (ran.returncode, ran.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes", "pix"], ["recipes", "--json"]])
+def test_a_stdout_that_takes_nothing_is_told_of_without_a_traceback(tmp_path: Path, arguments: list[str]) -> None:
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    line = [sys.executable, "-m", "chansurg", *arguments]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(line, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: The disk is full")
+    assert len(ran.stderr.splitlines()) == 4
+    closed = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *line], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_no_report_fails_on_a_character(converted: Path, resnet20: Path, tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "PYTHONIOENCODING": "ascii", "PYTHONDONTWRITEBYTECODE": "1"}
+    shutil.copy(converted, tmp_path / "größe 🦀.safetensors")
+    for command in (
+        ["convert", str(resnet20), "--recipe", "pix", "--mode", "downscale"],
+        ["history", "größe 🦀.safetensors"],
+        ["history", "größe 🦀.safetensors", "--json"],
+        ["history", "größer"],
+    ):
+        line = [sys.executable, "-m", "chansurg", *command]
+        ran = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == (2 if command[-1] == "größer" else 0), ran.stderr
+        assert "bug" not in ran.stderr
+        if command[0] == "convert":
+            assert "layer1.0 \\u2026 layer1.2" in ran.stdout
+        if "--json" in command:
+            assert json.loads(ran.stdout)["file"] == "größe 🦀.safetensors"
 
 
 @pytest.mark.parametrize("swallowed", ["", "try", "try and fail", "exec"])
@@ -132,6 +167,25 @@ def test_usage_errors_have_four_parts(cli: Cli, line: str) -> None:
     assert told.code == 2
     assert set(told.document["error"]) == {"what", "where", "not_done", "to_do"}
     assert told.err == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["convert", "", "--recipe", "pix"],
+        ["inspect", ""],
+        ["evaluate", "x", "--data", ""],
+        ["verify", "", "x"],
+        ["diff", "x", ""],
+        ["history", ""],
+        ["undo", ""],
+    ],
+)
+def test_an_empty_name_is_a_usage_error_and_not_the_current_folder(cli: Cli, line: list[str]) -> None:
+    ran = cli(*line)
+    assert ran.code == 2
+    assert "It is empty." in ran.err
+    assert f"the command line of `chansurg {line[0]}`" in ran.err
 
 
 def test_a_bug_is_called_a_bug_and_its_traceback_is_for_v_alone(cli: Cli, resnet20: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,16 @@ def test_a_whole_file_takes_the_place_of_the_old_one_with_ordinary_permissions(t
     assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
 
 
+def test_without_overwrite_only_the_very_same_bytes_are_written_again(tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    for _ in range(2):
+        write_whole(target, lambda path: path.write_bytes(b"one"), overwrite=False)
+    with pytest.raises(InputError, match="something else") as refused:
+        write_whole(target, lambda path: path.write_bytes(b"two"), overwrite=False)
+    assert "overwrite=True" in refused.value.to_do
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"one"]
+
+
 def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     target = tmp_path / ("x" * 255)
     write_whole(target, lambda path: path.write_bytes(b"new"))
