@@ -63,12 +63,14 @@ def changes_table(found: Iterable[Change], *, every: bool) -> Table:
             runs.append(([owner], inside))
     table = grid("where", "layer", "before", "", "after")
     for owners, inside in runs:
-        where = owners[0] or "(top)"
+        where = [Text(owners[0] or "(top)", style="bold")]
         if len(owners) > 1:
-            where += f" … {owners[-1]}  ({len(owners)} alike)"
+            where = [Text(f"{owners[0]} … {owners[-1]}", style="bold"), Text(f"  {len(owners)} alike", style="dim")]
+        if len(inside) < len(where):
+            where = [Text("\n").join(where)]
         for position, change in enumerate(inside):
             table.add_row(
-                Text(where if position == 0 else "", style="bold"),
+                where[position] if position < len(where) else Text(),
                 Text(_name(change.path)),
                 Text(change.before or "-", style="" if change.before else "dim"),
                 Text("=>", style="dim"),

@@ -91,16 +91,16 @@ def convert(
 def _show(report: Report, plan: Plan, entry: Entry, found: list[Change], kept: int, target: Path | None, seconds: float) -> None:
     out = report.out
     options = " ".join(f"{flag(name)} {value}" for name, value in plan.options.items() if value is not None)
-    done = f"{counted(len(plan.sites), 'site')}, {counted(len(plan.edits), 'edit')}"
-    out.print(Text.assemble((plan.recipe, "bold"), f" {options}: {done}\n"), soft_wrap=True)
+    report.say(Text.assemble((plan.recipe, "bold"), f": {counted(len(plan.sites), 'site')}, {counted(len(plan.edits), 'edit')}"))
+    report.say(f"{options}\n", style="dim")
     out.print(changes_table(found, every=report.verbose))
     show_skipped(report, [skip.as_json() for skip in plan.skipped])
     out.print()
     out.print(counts_table(entry.before, entry.after))
     if stopped := broke_off(entry.uncounted):
-        out.print(stopped, style="dim", soft_wrap=True)
+        report.say(stopped, style="dim")
     out.print(f"\ntensors: {kept} kept, {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed")
     if target is None:
         out.print(f"A dry run: nothing was written ({seconds:.1f} s).")
     else:
-        out.print(Text.assemble("wrote ", (str(target), "bold"), f" in {seconds:.1f} s"), soft_wrap=True)
+        report.say(Text.assemble("wrote ", (str(target), "bold"), f" in {seconds:.1f} s"))

@@ -61,13 +61,13 @@ def _show(report: Report, model: Path, record: Record) -> None:
 
 def _show_entry(report: Report, number: int, entry: Entry) -> None:
     options = " ".join(f"{flag(name)} {value}" for name, value in entry.options.items() if value is not None)
-    report.out.print(Text.assemble(f"\n{number}. ", (f"{entry.recipe} ", "bold"), options), soft_wrap=True)
-    report.out.print(f"   from {_parent(number, entry)}, seed {entry.seed}, {counted(len(entry.edits), 'edit')}", soft_wrap=True)
+    report.say(Text.assemble(f"\n{number}. ", (f"{entry.recipe} ", "bold"), options))
+    report.say(f"   from {_parent(number, entry)}, seed {entry.seed}, {counted(len(entry.edits), 'edit')}")
     report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; all others kept")
     if entry.before and entry.after:
         report.out.print(Padding.indent(counts_table(entry.before, entry.after), 3))
     if stopped := broke_off(entry.uncounted):
-        report.out.print(f"   {stopped}", style="dim", soft_wrap=True)
+        report.say(f"   {stopped}", style="dim")
     if report.verbose:
         for edit in entry.edits:
             report.out.print(f"   {edit.op:<7} {edit.path}", soft_wrap=True)
@@ -80,5 +80,5 @@ def _parent(number: int, entry: Entry) -> str:
     """What the conversion started from, as far as the journal knows."""
     if entry.parent_file or entry.parent_sha256:
         return f"{entry.parent_file or 'a file'} (sha256 {(entry.parent_sha256 or '')[:12]})"
-    before = "a network built or changed in memory" if number == 1 else f"the result of {number - 1}, in memory"
+    before = "a network in memory, no file" if number == 1 else f"the result of {number - 1}, in memory"
     return before if entry.untouched or number == 1 else f"{before}, trained in between"

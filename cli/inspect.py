@@ -47,12 +47,12 @@ def inspect(
 def _show(report: Report, model: str, document: Mapping[str, Any]) -> None:
     out = report.out
     size = "x".join(str(length) for length in document["input_size"])
-    out.print(Text.assemble((model, "bold"), f"  {document['architecture'] or 'a network of its own'}, input {size}\n"), soft_wrap=True)
+    report.say(Text.assemble((model, "bold"), f"  {document['architecture'] or 'a network of its own'}, input {size}\n"))
     out.print(counts_table(document))
     if document["uncounted"]:
-        out.print(f"in none of these counts: {', '.join(document['uncounted'])}", style="dim", soft_wrap=True)
+        report.say(f"in none of these counts: {', '.join(document['uncounted'])}", style="dim")
     for reason, paths in by_reason(document["untraced"]).items():
-        out.print(f"not traced: {path_list(paths, limit=None if report.verbose else 3)}: {reason}", style="yellow", soft_wrap=True)
+        report.say(f"not traced: {path_list(paths, limit=None if report.verbose else 3)}: {reason}", style="yellow")
     _show_stages(report, document["stages"], document["blocks"])
     for recipe, sites in document["sites"].items():
         _show_sites(report, recipe, sites)
@@ -84,7 +84,7 @@ def _show_sites(report: Report, recipe: str, sites: list[dict[str, Any]]) -> Non
         return
     table = grid("  kind", ">sites", "each", "where")
     for (kind, detail), paths in kinds.items():
-        table.add_row(f"  {kind}", str(len(paths)), detail, path_list(paths, limit=None if report.verbose else 2))
+        table.add_row(f"  {kind}", str(len(paths)), detail, path_list(paths, limit=None if report.verbose else 1))
     out.print(table)
 
 

@@ -15,4 +15,4 @@ def show_skipped(report: Report, skipped: Sequence[Mapping[str, str]]) -> None:
     report.out.print(f"\nleft alone ({len(skipped)})", style="dim")
     for reason, paths in by_reason(skipped).items():
         where = path_list(paths, limit=None if report.verbose else 3)
-        report.out.print(f"  {reason}: {where}", style="dim", soft_wrap=True)
+        report.say(f"  {reason}: {where}", style="dim")

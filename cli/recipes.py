@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from chansurg.cli.recipe_options import default_text, value_text
-from chansurg.cli.reporting import Report, grid
+from chansurg.cli.reporting import Report, grid, labelled
 from chansurg.surgery.recipe import Recipe, find_recipe, flag, installed_recipes
 
 EXAMPLES = ("chansurg recipes", "chansurg recipes pix")
@@ -61,14 +61,11 @@ def _show_one(report: Report, recipe: Recipe) -> None:
     out = report.out
     out.print(Text.assemble((recipe.name, "bold"), f"  {recipe.summary}"))
     out.print(Padding(Text(recipe.description), (1, 0)))
-    table = grid("option", "values", "default", "")
     for field in dataclasses.fields(recipe.Options):
-        table.add_row(
-            Text(flag(field.name), style="bold"),
-            Text((value_text(field) or "").replace("|", ", ")),
-            Text(default_text(field) or ""),
-            Text(field.metadata.get("help", "")),
-        )
-    out.print(table)
-    out.print(Padding(Text.assemble(("when not  ", "dim"), recipe.not_for), (1, 0, 0, 0)))
-    out.print(Text.assemble(("paper     ", "dim"), recipe.paper))
+        values, default = value_text(field), default_text(field)
+        told = (f"  {values.replace('|', ', ')}" if values else "", (f"  (default {default})" if default else "", "dim"))
+        out.print(Text.assemble((flag(field.name), "bold"), *told))
+        out.print(Padding.indent(Text(field.metadata.get("help", "")), 4))
+    out.print()
+    out.print(labelled(Text("when not ", style="dim"), recipe.not_for))
+    out.print(labelled(Text("paper    ", style="dim"), recipe.paper))

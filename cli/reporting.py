@@ -59,11 +59,15 @@ class Report:
         else:
             show()
 
+    def say(self, text: str | Text, style: str = "") -> None:
+        """A line of the result: whole on a pipe or in a file, broken between words on a terminal."""
+        self.out.print(text, style=style, soft_wrap=not self.out.is_terminal)
+
     def note(self, text: str) -> None:
         """Something a reader should know beside the result; said once."""
         if not self.quiet and text not in self._noted:
             self._noted.add(text)
-            self.err.print(Text(text, style="dim"), soft_wrap=True)
+            self.err.print(Text(text, style="dim"), soft_wrap=not self.err.is_terminal)
 
     def error(self, error: ChansurgError) -> None:
         """A failure in its four parts."""
@@ -71,9 +75,13 @@ class Report:
             self.stdout.write(json.dumps({"error": error.parts()}) + "\n")
             self.stdout.flush()
             return
-        self.err.print(Text.assemble(("error: ", "bold red"), (error.what, "bold")), soft_wrap=True)
+        whole = not self.err.is_terminal
+        self.err.print(Text.assemble(("error: ", "bold red"), (error.what, "bold")), soft_wrap=whole)
         for label, text in (("where", error.where), ("not done", error.not_done), ("to do", error.to_do)):
-            self.err.print(Text.assemble((f"  {label + ':':<10}", "cyan"), text), soft_wrap=True)
+            if whole:
+                self.err.print(Text.assemble((f"  {label + ':':<10}", "cyan"), text), soft_wrap=True)
+            else:
+                self.err.print(labelled(Text(f"  {label + ':':<9}", style="cyan"), text))
 
     @contextmanager
     def progress(self, title: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
@@ -108,6 +116,15 @@ def grid(*columns: str) -> Table:
     table = Table(box=None, show_header=named, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(Text(column.removeprefix(">")), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def labelled(label: Text, text: str) -> Table:
+    """A text beside its label, with its further lines under its own beginning."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(label, Text(text))
     return table
 
 

@@ -55,9 +55,9 @@ def _show(report: Report, a: str, b: str, document: Mapping[str, Any]) -> None:
     out = report.out
     equal = document["equal"]
     out.print("the same function" if equal else "not the same function", style="bold green" if equal else "bold red")
-    out.print(f"{a}  and  {b}, on {counted(document['inputs'], 'random input')}", soft_wrap=True)
+    report.say(f"{a}  and  {b}, on {counted(document['inputs'], 'random input')}")
     if document["reason"]:
-        out.print(f"They cannot be compared: {document['reason']}.", soft_wrap=True)
+        report.say(f"They cannot be compared: {document['reason']}.")
         return
     table = grid("", ">")
     table.add_row("largest absolute error", difference(document["max_abs_error"]))

@@ -61,7 +61,8 @@ def test_a_dry_run_tells_the_same_and_writes_nothing(cli: Cli, resnet20: Path, t
 
 def test_what_is_shown(cli: Cli, resnet20: Path) -> None:
     shown = cli("convert", resnet20, *DOWNSCALE).out
-    assert "layer1.0 … layer1.2  (3 alike)" in shown
+    assert "layer1.0 … layer1.2  conv1_pix " in shown
+    assert "  3 alike " in shown
     assert "Conv2d 16 -> 32, 3x3, stride 2  =>  Conv2d 8 -> 32, 3x3, stride 2" in shown
     assert "PickOrMix 16 -> 8" in shown
     assert "it is the stem: conv1" in shown

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 import chansurg
 from chansurg.cli.reporting import Report
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, Ran
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_history_says_what_is_known_of_where_a_conversion_began(cli: Cli, resnet
     assert began[0].startswith("from resnet20.pth (sha256 ")
     assert began[1:] == ["from the result of 1, in memory", "from the result of 2, in memory, trained in between"]
     chansurg.save(chansurg.convert(chansurg.load("cifar/resnet20"), "pix", mode="downscale"), tmp_path / "one.safetensors")
-    assert "from a network built or changed in memory, seed" in cli("history", "one.safetensors").out
+    assert "from a network in memory, no file, seed" in cli("history", "one.safetensors").out
 
 
 def test_history_of_a_file_that_has_none(cli: Cli, tmp_path: Path) -> None:
@@ -202,6 +203,22 @@ def test_undo_finds_the_very_file(cli: Cli, resnet20: Path, converted: Path, tmp
     assert cli("undo", converted, "--base", converted).code == 2
     assert cli("undo", converted, "-o", "original.pth").code == 2
     assert cli("undo", converted, "-o", converted, "--force").code == 2
+
+
+def told(ran: Ran) -> str:
+    return ran.out + ran.err
+
+
+@pytest.mark.parametrize("line", [["recipes", "pix"], ["inspect", "cifar/resnet56"], ["convert", "mobilenet_v2", "--recipe", "pix"]])
+def test_a_terminal_of_80_columns_breaks_no_word(cli: Cli, monkeypatch: pytest.MonkeyPatch, line: list[str]) -> None:
+    words = set(told(cli(*line)).split())
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(getattr(sys, stream), "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    shown = told(cli(*line))
+    assert max(map(len, shown.splitlines())) <= 80
+    assert set(shown.split()) == words
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
