@@ -2,8 +2,8 @@
 
 Two ways of tracing share this file's base. The survey (:mod:`chansurg.surgery.survey.regions`) traces a network through, down to its
 layers, to understand it. Rewriting (:mod:`chansurg.surgery.forwards.rewriting`) traces one module's forward with its children as single
-calls, to change it. Both run the same Python code with the same non-tensor arguments, so that an :class:`~chansurg.surgery.edits.Address` found by
-one names the same call in the other.
+calls, to change it. Both run the same Python code with the same non-tensor arguments, so that an
+:class:`~chansurg.surgery.edits.Address` found by one names the same call in the other.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class AddressingTracer(fx.Tracer):
     """A torch.fx tracer that gives every call node ``meta["address"]``.
 
     Args:
-        concrete: the root's arguments that are no tensors themselves, by name, as :mod:`chansurg.surgery.forwards.arguments` writes them. They
-            keep their place in the signature; the graph is that of these values. Arguments not named are traced.
+        concrete: the root's arguments that are no tensors themselves, by name, as :mod:`chansurg.surgery.forwards.arguments` writes
+            them. They keep their place in the signature; the graph is that of these values. Arguments not named are traced.
     """
 
     proxy_buffer_attributes = True
