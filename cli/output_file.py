@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chansurg.surgery.errors import ChansurgError, InputError
-from chansurg.surgery.writing import check_target, would_be_lost
+from chansurg.surgery.files.writing import check_target, would_be_lost
 
 _written: Path | None = None
 
@@ -44,7 +44,7 @@ def check_output(path: Path, *, inputs: list[Path], force: bool, again: bool = F
 def _no_repetition(path: Path) -> str | None:
     """Why the file, as far as its header tells, is not what a conversion writes."""
     import chansurg
-    from chansurg.surgery.lineage import trained_since
+    from chansurg.surgery.files.lineage import trained_since
 
     try:
         if not chansurg.history(path).journal:

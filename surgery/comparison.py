@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chansurg.surgery.provenance import record_of, unwrapped
+from chansurg.surgery.files.provenance import record_of, unwrapped
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from chansurg.surgery.applying import perform, working_copy
 from chansurg.surgery.counting import Counts, count
+from chansurg.surgery.editing.applying import perform, working_copy
 from chansurg.surgery.errors import InputError, Refusal
+from chansurg.surgery.files.provenance import attach, library_versions, record_of, refuse_wrapped, with_input_size
+from chansurg.surgery.files.weights_digest import weights_digest
 from chansurg.surgery.journal import Entry
 from chansurg.surgery.plan import Plan, Skip
-from chansurg.surgery.provenance import attach, library_versions, record_of, refuse_wrapped, with_input_size
 from chansurg.surgery.recipe import find_recipe
 from chansurg.surgery.survey import survey
-from chansurg.surgery.weights_digest import weights_digest
 
 
 def plan(model: nn.Module, recipe: str, *, input_size: tuple[int, ...] | None = None, **options: Any) -> Plan:

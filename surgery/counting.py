@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.provenance import record_of
-from chansurg.surgery.skeleton import meta_copy
+from chansurg.surgery.files.provenance import record_of
+from chansurg.surgery.forwards.skeleton import meta_copy
 
 _STOPPED = "stopped at "
 

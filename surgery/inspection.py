@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from chansurg.surgery.counting import Counts, count
+from chansurg.surgery.files.provenance import record_of, with_input_size
 from chansurg.surgery.journal import Record
 from chansurg.surgery.plan import Site, Skip
-from chansurg.surgery.provenance import record_of, with_input_size
 from chansurg.surgery.recipe import installed_recipes
 from chansurg.surgery.survey import survey
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from torch import nn
 
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.header_record import KEY
+from chansurg.surgery.files.header_record import KEY
+from chansurg.surgery.files.modelfile import load_converted
+from chansurg.surgery.files.provenance import attach, record_of, with_input_size
+from chansurg.surgery.files.weights_digest import weights_digest
 from chansurg.surgery.journal import Record
-from chansurg.surgery.modelfile import load_converted
-from chansurg.surgery.provenance import attach, record_of, with_input_size
 from chansurg.surgery.reading.builders import fresh, parse_architecture, published
 from chansurg.surgery.reading.checkpoint import Checkpoint, read_checkpoint
 from chansurg.surgery.reading.preprocessing import preprocessing_of
 from chansurg.surgery.reading.recognition import recognise
 from chansurg.surgery.reading.weights import build_with_tensors
-from chansurg.surgery.weights_digest import weights_digest
 
 SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".safetensors")
 

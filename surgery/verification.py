@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.files.provenance import record_of, unwrapped, with_input_size
 from chansurg.surgery.modes import eval_mode
 from chansurg.surgery.nested import tensors_in
-from chansurg.surgery.provenance import record_of, unwrapped, with_input_size
 
 BATCH_SIZES = (1, 3)
 RELATIVE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}

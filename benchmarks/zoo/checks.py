@@ -17,13 +17,13 @@ from networks import SIDES, Network
 from torch import nn
 
 import chansurg
+from chansurg.surgery.editing.identity import first_difference, rewrite_without_edits
 from chansurg.surgery.errors import ChansurgError
-from chansurg.surgery.identity import first_difference, rewrite_without_edits
+from chansurg.surgery.files.provenance import record_of
+from chansurg.surgery.forwards.skeleton import meta_copy
 from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.nested import tensors_in
-from chansurg.surgery.provenance import record_of
 from chansurg.surgery.recipe import Recipe, installed_recipes
-from chansurg.surgery.skeleton import meta_copy
 from chansurg.surgery.survey import survey
 
 

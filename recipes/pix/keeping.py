@@ -46,7 +46,7 @@ def strongest(norms: Sequence[torch.Tensor | None], width: int, total: int, grou
         width: how many to keep.
         total: how many there are.
         groups: groups of a convolution, as runs of channels. Equally many stay in each; where ``width`` is no multiple of ``groups``,
-            that is impossible and they are passed over, so that :func:`chansurg.surgery.narrowing.reason_against` says so.
+            that is impossible and they are passed over, so that :func:`chansurg.surgery.editing.narrowing.reason_against` says so.
     """
     groups = groups if width % groups == 0 else 1
     numbers = [norm for norm in norms if norm is not None]

@@ -17,11 +17,11 @@ from chansurg.recipes.pix.keeping import Indices, filter_norms, slice_norms, str
 from chansurg.recipes.pix.options import PixOptions
 from chansurg.recipes.pix.partition import partition
 from chansurg.recipes.pix.sites import DownscaleSite, SqueezeSite, downscale_sites, squeeze_sites
+from chansurg.surgery.editing.narrowing import reason_against
 from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap
-from chansurg.surgery.narrowing import is_depthwise, reason_against
 from chansurg.surgery.plan import Plan, Site, Skip
 from chansurg.surgery.survey import Region, Survey
-from chansurg.surgery.survey.kinds import conv_of, is_pointwise, module_of, path_of
+from chansurg.surgery.survey.kinds import conv_of, is_depthwise, is_pointwise, module_of, path_of
 
 if TYPE_CHECKING:
     from chansurg.recipes.pix import Pix

@@ -19,7 +19,6 @@ from typing import Any
 from torch import fx, nn
 
 from chansurg.recipes.pix.layer import PickOrMix
-from chansurg.surgery.narrowing import is_depthwise
 from chansurg.surgery.plan import Site, Skip
 from chansurg.surgery.survey import Block, Region, Survey
 from chansurg.surgery.survey.chains import Tail, feeding_layer, feeds_addition, feeds_spatial_conv, tail_of
@@ -28,6 +27,7 @@ from chansurg.surgery.survey.kinds import (
     follow,
     is_activation,
     is_batched,
+    is_depthwise,
     is_neutral,
     is_pointwise,
     is_pooled,

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from chansurg.surgery.errors import ChansurgError as ChansurgError
     from chansurg.surgery.errors import InputError as InputError
     from chansurg.surgery.errors import Refusal as Refusal
+    from chansurg.surgery.files.lineage import history as history
+    from chansurg.surgery.files.lineage import undo as undo
+    from chansurg.surgery.files.modelfile import save as save
+    from chansurg.surgery.files.provenance import record_of as record_of
     from chansurg.surgery.inspection import Inspection as Inspection
     from chansurg.surgery.inspection import inspect as inspect
     from chansurg.surgery.journal import Record as Record
-    from chansurg.surgery.lineage import history as history
-    from chansurg.surgery.lineage import undo as undo
-    from chansurg.surgery.modelfile import save as save
     from chansurg.surgery.opening import load as load
     from chansurg.surgery.plan import Plan as Plan
-    from chansurg.surgery.provenance import record_of as record_of
     from chansurg.surgery.recipe import installed_recipes as installed_recipes
     from chansurg.surgery.training.evaluation import Evaluation as Evaluation
     from chansurg.surgery.training.evaluation import evaluate as evaluate
@@ -58,14 +58,14 @@ _HOMES = {
     "count": "counting",
     "diff": "comparison",
     "evaluate": "training.evaluation",
-    "history": "lineage",
+    "history": "files.lineage",
     "inspect": "inspection",
     "installed_recipes": "recipe",
     "load": "opening",
     "plan": "converting",
-    "record_of": "provenance",
-    "save": "modelfile",
-    "undo": "lineage",
+    "record_of": "files.provenance",
+    "save": "files.modelfile",
+    "undo": "files.lineage",
     "verify": "verification",
 }
 

@@ -21,10 +21,10 @@ from torch import nn
 
 from chansurg.surgery.architecture import Architecture
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.forwards.skeleton import meta_copy
 from chansurg.surgery.reading import cifar
 from chansurg.surgery.reading.initialisation import random_initialisers_skipped
 from chansurg.surgery.reading.preprocessing import preprocessing_of as preprocessing_of
-from chansurg.surgery.skeleton import meta_copy
 
 SOURCES = ("torchvision", "timm", "cifar")
 

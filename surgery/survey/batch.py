@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from chansurg.surgery.arguments import copied
+from chansurg.surgery.forwards.arguments import copied
+from chansurg.surgery.forwards.tracing import unchanged
 from chansurg.surgery.survey.regions import Region, ShapeRecorder, batch_norms_skipped, example_inputs
-from chansurg.surgery.tracing import unchanged
 
 
 def mark_batched(network: nn.Module, regions: Sequence[Region], example: torch.Tensor) -> None:

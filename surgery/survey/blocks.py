@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from chansurg.surgery.narrowing import is_depthwise
 from chansurg.surgery.survey.kinds import (
     conv_of,
     is_addition,
+    is_depthwise,
     is_pointwise,
     is_pooled,
     linear_of,

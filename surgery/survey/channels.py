@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from chansurg.surgery.layer import RecipeLayer
-from chansurg.surgery.narrowing import is_depthwise
 from chansurg.surgery.survey.kinds import (
     conv_of,
     function_name,
+    is_depthwise,
     is_elementwise,
     is_norm,
     is_pooling,

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from torch import fx, nn
 
 from chansurg.surgery.edits import Address
-from chansurg.surgery.rewriting import trace_forward
+from chansurg.surgery.forwards.rewriting import trace_forward
+from chansurg.surgery.forwards.tracing import TraceFailure, join_path
 from chansurg.surgery.survey.regions import Call, Region
-from chansurg.surgery.tracing import TraceFailure, join_path
 
 
 class Editability:

@@ -102,6 +102,11 @@ def is_strided(conv: nn.modules.conv._ConvNd) -> bool:
     return any(step != 1 for step in conv.stride)
 
 
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a convolution has one input channel a group, and more than one group."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and module.groups == module.in_channels
+
+
 def is_norm(node: fx.Node) -> bool:
     """Batch, layer, group, instance or RMS norm; with or without an activation of its own."""
     module = module_of(node)

@@ -19,9 +19,9 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chansurg.surgery.arguments import TENSOR, NotPlain, copied, describe
+from chansurg.surgery.forwards.arguments import TENSOR, NotPlain, copied, describe
+from chansurg.surgery.forwards.tracing import AddressingTracer, TraceFailure, join_path, readable_reason, unchanged, untraced_modules
 from chansurg.surgery.layer import RecipeLayer
-from chansurg.surgery.tracing import AddressingTracer, TraceFailure, join_path, readable_reason, unchanged, untraced_modules
 
 LAYERS: tuple[type[nn.Module], ...] = (
     nn.modules.conv._ConvNd,
@@ -38,7 +38,7 @@ LAYERS: tuple[type[nn.Module], ...] = (
 
 @dataclass
 class Call:
-    """How a module was called: the arguments that are no tensors, as :mod:`chansurg.surgery.arguments` writes them; why that cannot be."""
+    """How a module was called: the arguments that are no tensors, as the room ``forwards`` writes them; why that cannot be."""
 
     concrete: dict[str, Any]
     reason: str | None = None
@@ -177,7 +177,7 @@ def find_regions(network: nn.Module, example: torch.Tensor) -> Regions:
     """Trace a meta network.
 
     Args:
-        network: on the meta device, in eval mode (:func:`~chansurg.surgery.skeleton.meta_copy`).
+        network: on the meta device, in eval mode (:func:`~chansurg.surgery.forwards.skeleton.meta_copy`).
         example: a meta tensor ``[B, C, H, W]``, the network's input; a network that needs several gets it as each of them.
     """
     regions = Regions()

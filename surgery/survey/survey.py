@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from chansurg.surgery.edits import Address
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.skeleton import meta_copy
+from chansurg.surgery.forwards.skeleton import meta_copy
+from chansurg.surgery.forwards.tracing import untraced_modules
 from chansurg.surgery.survey.batch import mark_batched
 from chansurg.surgery.survey.blocks import Block, Stage, find_blocks, find_stages
 from chansurg.surgery.survey.channels import ChannelSpaces
@@ -20,7 +21,6 @@ from chansurg.surgery.survey.editability import Editability, is_own_child
 from chansurg.surgery.survey.kinds import module_of, path_of
 from chansurg.surgery.survey.pooling import mark_pooled
 from chansurg.surgery.survey.regions import LAYERS, Call, Region, find_regions
-from chansurg.surgery.tracing import untraced_modules
 
 
 @dataclass

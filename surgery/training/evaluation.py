@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chansurg.surgery.errors import InputError, Refusal
+from chansurg.surgery.files.provenance import record_of
 from chansurg.surgery.modes import eval_mode
-from chansurg.surgery.provenance import record_of
 from chansurg.surgery.training.data import ClassifiedImages, batches, evaluation_transform, match_classes
 
 FEW_IMAGES = 2000

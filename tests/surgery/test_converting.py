@@ -12,10 +12,10 @@ from networks import small
 from torch import nn
 
 import chansurg
-from chansurg.surgery.applying import build_layer, perform
+from chansurg.surgery.editing.applying import build_layer, perform
 from chansurg.surgery.edits import Address, Bypass, Insert, LayerSpec, Narrow, Swap
-from chansurg.surgery.likeness import differences
-from chansurg.surgery.weights_digest import weights_digest
+from chansurg.surgery.files.likeness import differences
+from chansurg.surgery.files.weights_digest import weights_digest
 
 SIZE = (3, 32, 32)
 PIX = LayerSpec("pix.PickOrMix", {"in_channels": 8, "out_channels": 8})

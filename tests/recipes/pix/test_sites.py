@@ -16,9 +16,9 @@ from torch import nn
 
 from chansurg.recipes.pix import RECIPE
 from chansurg.recipes.pix.sites import downscale_sites, squeeze_sites
-from chansurg.surgery.applying import perform
+from chansurg.surgery.editing.applying import perform
+from chansurg.surgery.editing.identity import first_difference
 from chansurg.surgery.edits import Bypass, Swap
-from chansurg.surgery.identity import first_difference
 from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.plan import Plan
 from chansurg.surgery.reading.builders import build, parse_architecture

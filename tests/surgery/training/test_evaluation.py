@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 import chansurg
 from chansurg.surgery.architecture import Architecture, Preprocessing
 from chansurg.surgery.errors import InputError, Refusal
+from chansurg.surgery.files.provenance import attach
 from chansurg.surgery.journal import Record
-from chansurg.surgery.provenance import attach
 from chansurg.surgery.training.evaluation import Evaluation, evaluate
 
 SHARED = Path(__file__).parents[4] / "shared"

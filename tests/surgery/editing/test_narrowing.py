@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
+from chansurg.surgery.editing.narrowing import can_narrow, narrow, reason_against
 from chansurg.surgery.errors import Refusal
-from chansurg.surgery.narrowing import can_narrow, narrow, reason_against
 
 IN, OUT = [5, 1, 2], [3, 0]
 

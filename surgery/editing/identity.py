@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chansurg.surgery.forwards.rewriting import install, trace_forward
+from chansurg.surgery.forwards.tracing import TraceFailure
 from chansurg.surgery.nested import tensors_in
-from chansurg.surgery.rewriting import install, trace_forward
 from chansurg.surgery.survey import Region, Survey
-from chansurg.surgery.tracing import TraceFailure
 
 
 @dataclass(frozen=True)

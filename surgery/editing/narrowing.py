@@ -13,6 +13,7 @@ from torch import nn
 
 from chansurg.surgery.errors import Refusal
 from chansurg.surgery.memory_format import is_channels_last, to_channels_last
+from chansurg.surgery.survey.kinds import is_depthwise
 
 Indices = Sequence[int]
 _Handler = Callable[[nn.Module, Indices | None, Indices | None], None]
@@ -139,11 +140,6 @@ def refuse(path: str, reason: str) -> Refusal:
         not_done="The network was not converted.",
         to_do="Leave this site out, or choose another factor.",
     )
-
-
-def is_depthwise(module: nn.Module) -> bool:
-    """Whether a convolution has one input channel a group, and more than one group."""
-    return isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and module.groups == module.in_channels
 
 
 def _select(module: nn.Module, name: str, axis: int, indices: Indices) -> None:

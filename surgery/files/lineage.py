@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chansurg.surgery.errors import InputError, Refusal
-from chansurg.surgery.header_record import Layout, record_in_header
+from chansurg.surgery.files.header_record import Layout, record_in_header
 from chansurg.surgery.journal import Record
 from chansurg.surgery.reading.header import existing_file, file_sha256, read_header
 
@@ -86,7 +86,7 @@ def undo(
     parent = _find(Path(path), wanted, name, None if base is None else Path(base))
     if output is None:
         return parent
-    from chansurg.surgery.writing import write_whole
+    from chansurg.surgery.files.writing import write_whole
 
     target = Path(output)
     write_whole(target, lambda temporary: shutil.copyfile(parent, temporary))

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from chansurg.surgery.arguments import matches
 from chansurg.surgery.edits import Address
-from chansurg.surgery.rewritten_class import Forward
-from chansurg.surgery.tracing import AddressingTracer, TraceFailure
+from chansurg.surgery.forwards.arguments import matches
+from chansurg.surgery.forwards.rewritten_class import Forward
+from chansurg.surgery.forwards.tracing import AddressingTracer, TraceFailure
 
 
 class _ChildrenAreLeaves(AddressingTracer):
@@ -51,7 +51,7 @@ def trace_forward(module: nn.Module, path: str, concrete: Mapping[str, Any]) -> 
     Args:
         module: on any device; neither its numbers nor its flags are changed.
         path: its path in the network, for addresses.
-        concrete: the arguments that are no tensors themselves in this network, as :mod:`chansurg.surgery.arguments` writes them.
+        concrete: the arguments that are no tensors themselves in this network, as :mod:`chansurg.surgery.forwards.arguments` writes them.
 
     Raises:
         TraceFailure: where torch.fx cannot follow the forward, or it takes different paths in training and in eval mode.

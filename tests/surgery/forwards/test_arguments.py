@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chansurg.surgery.arguments import TENSOR, NotPlain, build, describe, holds_tensor, is_empty, matches
+from chansurg.surgery.forwards.arguments import TENSOR, NotPlain, build, describe, holds_tensor, is_empty, matches
 
 VALUES: list[Any] = [
     None,

@@ -10,12 +10,12 @@ from torch import nn
 
 from chansurg.surgery.architecture import Architecture, Preprocessing
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.files.likeness import differences
+from chansurg.surgery.forwards.rewriting import original_class
 from chansurg.surgery.journal import Record
-from chansurg.surgery.likeness import differences
 from chansurg.surgery.reading.builders import build
 from chansurg.surgery.reading.preprocessing import preprocessing_of
 from chansurg.surgery.reading.recognition import recognise
-from chansurg.surgery.rewriting import original_class
 
 ATTRIBUTE = "chansurg_record"
 

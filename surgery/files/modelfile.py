@@ -18,21 +18,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from chansurg.surgery.applying import ChangedUnderneath, build_layer, perform
 from chansurg.surgery.architecture import Architecture
+from chansurg.surgery.editing.applying import ChangedUnderneath, build_layer, perform
 from chansurg.surgery.edits import Insert, Swap
 from chansurg.surgery.errors import ChansurgError, InputError, Refusal
-from chansurg.surgery.header_record import KEY, record_in_header
+from chansurg.surgery.files.header_record import KEY, record_in_header
+from chansurg.surgery.files.likeness import differences
+from chansurg.surgery.files.provenance import attach, record_of, unwrapped
+from chansurg.surgery.files.weights_digest import weights_digest
+from chansurg.surgery.files.writing import check_target, write_whole
 from chansurg.surgery.journal import Record
-from chansurg.surgery.likeness import differences
 from chansurg.surgery.memory_format import is_channels_last, to_channels_last
-from chansurg.surgery.provenance import attach, record_of, unwrapped
 from chansurg.surgery.reading.builders import build
 from chansurg.surgery.reading.checkpoint import Checkpoint
 from chansurg.surgery.reading.heads import with_classes
 from chansurg.surgery.reading.weights import build_with_tensors
-from chansurg.surgery.weights_digest import weights_digest
-from chansurg.surgery.writing import check_target, write_whole
 
 _ALIGNMENT = 64
 _DAMAGED = "The file may be damaged: take another copy, or convert the original again."

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.header_record import KEY, Layout, record_in_header
+from chansurg.surgery.files.header_record import KEY, Layout, record_in_header
 from chansurg.surgery.journal import SCHEMA, Record
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "pix-schema1.safetensors"
+GOLDEN = Path(__file__).parents[2] / "golden" / "pix-schema1.safetensors"
 
 
 def metadata(**changes: Any) -> dict[str, str]:

@@ -21,9 +21,9 @@ from networks import small
 from torch import Tensor, nn
 
 import chansurg
-from chansurg.surgery import modelfile
 from chansurg.surgery.edits import Narrow
-from chansurg.surgery.header_record import KEY
+from chansurg.surgery.files import modelfile
+from chansurg.surgery.files.header_record import KEY
 from chansurg.surgery.journal import SCHEMA
 
 TINY = "networks.small:tiny"
@@ -407,7 +407,7 @@ def test_a_record_that_is_no_record(file: Path, text: str) -> None:
 # For ever
 
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def test_a_file_of_schema_1_still_loads_and_computes_the_same(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from networks import small
 from torch import nn
 
 import chansurg
+from chansurg.surgery.files.likeness import differences
+from chansurg.surgery.files.provenance import refuse_wrapped, unwrapped, with_input_size
 from chansurg.surgery.journal import Record
-from chansurg.surgery.likeness import differences
-from chansurg.surgery.provenance import refuse_wrapped, unwrapped, with_input_size
 
 
 @pytest.mark.parametrize(

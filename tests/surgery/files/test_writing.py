@@ -18,7 +18,7 @@ import pytest
 from safetensors import SafetensorError
 
 from chansurg.surgery.errors import InputError, Refusal
-from chansurg.surgery.writing import check_target, write_whole
+from chansurg.surgery.files.writing import check_target, write_whole
 
 
 def fails_after_half(error: BaseException) -> Callable[[Path], None]:

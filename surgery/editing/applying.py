@@ -14,13 +14,22 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from chansurg.surgery.editing.narrowing import narrow
 from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap
 from chansurg.surgery.errors import InputError, Refusal
+from chansurg.surgery.forwards.rewriting import (
+    bypass,
+    called_children,
+    find_call,
+    first_input,
+    graph_hash,
+    insert_before,
+    install,
+    trace_forward,
+)
+from chansurg.surgery.forwards.tracing import TraceFailure, join_path
 from chansurg.surgery.layer import RecipeLayer
-from chansurg.surgery.narrowing import narrow
 from chansurg.surgery.recipe import find_recipe
-from chansurg.surgery.rewriting import bypass, called_children, find_call, first_input, graph_hash, insert_before, install, trace_forward
-from chansurg.surgery.tracing import TraceFailure, join_path
 
 
 class ChangedUnderneath(Exception):

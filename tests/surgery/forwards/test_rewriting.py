@@ -14,11 +14,11 @@ from torchvision.models import ConvNeXt, DenseNet, SwinTransformer, VisionTransf
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
+from chansurg.surgery.editing.identity import first_difference, rewrite_without_edits
 from chansurg.surgery.edits import Address
-from chansurg.surgery.identity import first_difference, rewrite_without_edits
-from chansurg.surgery.rewriting import find_call, graph_hash, insert_before, install, original_class, trace_forward
+from chansurg.surgery.forwards.rewriting import find_call, graph_hash, insert_before, install, original_class, trace_forward
+from chansurg.surgery.forwards.tracing import TraceFailure
 from chansurg.surgery.survey import survey
-from chansurg.surgery.tracing import TraceFailure
 
 
 def unsettled(network: nn.Module) -> nn.Module:

@@ -10,9 +10,9 @@ from networks import small
 from torch import nn
 
 import chansurg
-from chansurg.surgery.applying import ChangedUnderneath, perform, working_copy
+from chansurg.surgery.editing.applying import ChangedUnderneath, perform, working_copy
 from chansurg.surgery.edits import Address, Insert, LayerSpec
-from chansurg.surgery.skeleton import meta_copy
+from chansurg.surgery.forwards.skeleton import meta_copy
 
 SIZE = (3, 32, 32)
 

@@ -1,9 +1,9 @@
 """Tracing with addresses: torch.fx graphs whose every call knows where in the source network it is made.
 
 Two ways of tracing share this file's base. The survey (:mod:`chansurg.surgery.survey.regions`) traces a network through, down to its
-layers, to understand it. Rewriting (:mod:`chansurg.surgery.rewriting`) traces one module's forward with its children as single calls, to
-change it. Both run the same Python code with the same non-tensor arguments, so that an :class:`~chansurg.surgery.edits.Address` found by
-one names the same call in the other.
+layers, to understand it. Rewriting (:mod:`chansurg.surgery.forwards.rewriting`) traces one module's forward with its children as single
+calls, to change it. Both run the same Python code with the same non-tensor arguments, so that an
+:class:`~chansurg.surgery.edits.Address` found by one names the same call in the other.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 from torch import fx, nn
 from torch.utils import checkpoint as checkpointing
 
-from chansurg.surgery.arguments import build, copied, is_empty, leaves
 from chansurg.surgery.edits import Address
+from chansurg.surgery.forwards.arguments import build, copied, is_empty, leaves
 
 _RECOMPUTING = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
 
@@ -102,8 +102,8 @@ class AddressingTracer(fx.Tracer):
     """A torch.fx tracer that gives every call node ``meta["address"]``.
 
     Args:
-        concrete: the root's arguments that are no tensors themselves, by name, as :mod:`chansurg.surgery.arguments` writes them. They keep
-            their place in the signature; the graph is that of these values. Arguments not named are traced.
+        concrete: the root's arguments that are no tensors themselves, by name, as :mod:`chansurg.surgery.forwards.arguments` writes
+            them. They keep their place in the signature; the graph is that of these values. Arguments not named are traced.
     """
 
     proxy_buffer_attributes = True
