@@ -9,6 +9,13 @@ from __future__ import annotations
 from functools import partial
 
 
+def _sentence(text: str) -> str:
+    """A fragment with a capital and a full stop; what begins with a capital already is as its author wants it."""
+    if not text[:1].islower():
+        return text
+    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…", "`")) else ".")
+
+
 class ChansurgError(Exception):
     """A failure told in four parts.
 
@@ -25,8 +32,8 @@ class ChansurgError(Exception):
         super().__init__(what)
         self.what = what
         self.where = where
-        self.not_done = not_done
-        self.to_do = to_do
+        self.not_done = _sentence(not_done)
+        self.to_do = _sentence(to_do)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross process boundaries (data loading workers) whole."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partialmethod
 from itertools import zip_longest
+from textwrap import shorten
 from types import SimpleNamespace
 from typing import Any
 
@@ -274,4 +275,4 @@ def readable_reason(error: BaseException) -> str:
         if "cannot be iterated" in text:
             return "its forward loops over something in its input whose length is not known when it is traced"
         return "its forward decides by the values or sizes of its input"
-    return f"{type(error).__name__}: {text[:160]}"
+    return f"{type(error).__name__}: {shorten(text, 160, placeholder=' …')}"

@@ -340,7 +340,7 @@ def _timm_is_missing(text: str) -> InputError:
         f"{text} needs timm, which is not installed.",
         where=f"--arch {text}",
         not_done="no network was built, nothing was written",
-        to_do="pip install 'chansurg[timm]'",
+        to_do="Install it: pip install 'chansurg[timm]'",
     )
 
 

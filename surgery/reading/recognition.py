@@ -119,7 +119,7 @@ def _by_index(shapes: Mapping[str, Shape], index: Index) -> Recognition | None:
             f"This looks like {name}, and timm is not installed.",
             where="the names and shapes of the file's tensors",
             not_done=_NOT_DONE,
-            to_do="pip install 'chansurg[timm]'",
+            to_do="Install it: pip install 'chansurg[timm]'",
         )
     return None
 

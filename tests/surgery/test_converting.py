@@ -30,7 +30,7 @@ def network() -> nn.Module:
     ("recipe", "options", "told"),
     [
         ("pixx", {}, "Did you mean 'pix'"),
-        ("pix", {"k": 3}, "not an option of the recipe 'pix'"),
+        ("pix", {"k": 3}, "no option of the recipe 'pix'"),
         ("pix", {"zeta": 0}, "0 is not a value of --zeta"),
         ("pix", {"zeta": "many"}, "'many' is not a value of --zeta"),
         ("pix", {"zeta": True}, "True is not a value of --zeta"),
