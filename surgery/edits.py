@@ -1,4 +1,4 @@
-"""The four elementary edits, as plain data.
+"""The elementary edits, as plain data.
 
 Everything a recipe does to a network is a list of these. Each names one place and what happens there, with every number it needs, so that
 a file can replay it without searching again and without the original weights:
@@ -7,10 +7,13 @@ a file can replay it without searching again and without the original weights:
 `Swap`     the module at a path gives way to a new layer; the code around it stays as it is
 `Insert`   a new layer is put in front of one call, on its first input
 `Bypass`   one call is removed: what went into it comes out; its module goes when nobody calls it any more
+`Attach`   a new layer takes what one call put out, and reads what went into another; every reader of the output gets its result
+`Replace`  one call gives way to a new layer on the same tensors; its module goes when nobody calls it any more
 `Narrow`   a module keeps only the named input or output channels; its parameters are sliced
+`Scale`    a module's filters, or its input slices, are multiplied by constants; its shapes stay
 ========== ==========================================================================================
 
-`Swap` and `Narrow` name a module by its path. `Insert` and `Bypass` name a call by its :class:`Address`, since one module may be called in
+`Swap`, `Narrow` and `Scale` name a module by its path. The others name a call by its :class:`Address`, since one module may be called in
 several places. No torch is imported here.
 """
 
@@ -97,8 +100,7 @@ class Insert:
 
     def __post_init__(self) -> None:
         """The name becomes part of generated code, so nothing but a plain name will do."""
-        if not _PLAIN_NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name[:80]!r} is not a name for a layer")
+        _require_plain(self.name)
 
     @property
     def path(self) -> str:
@@ -156,7 +158,107 @@ class Narrow:
         }
 
 
-Edit = Swap | Insert | Bypass | Narrow
+@dataclass(frozen=True)
+class Attach:
+    """``layer`` is called on the output of ``after`` and the first input of ``reads``, and its result takes that output's place.
+
+    Both calls are made by one module, which gets ``layer`` as child ``name``. In evaluation order ``reads`` comes first, or is ``after``.
+    """
+
+    after: Address
+    reads: Address
+    name: str
+    layer: LayerSpec
+    op: ClassVar[str] = "attach"
+
+    def __post_init__(self) -> None:
+        """The name becomes part of generated code; and one forward can read only what it has itself."""
+        _require_plain(self.name)
+        if self.after.owner != self.reads.owner:
+            raise ValueError(f"{self.after.path} and {self.reads.path} are not called by one module")
+
+    @property
+    def path(self) -> str:
+        """Path of the new layer."""
+        return f"{self.after.owner}.{self.name}" if self.after.owner else self.name
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :func:`edit_from_json` reads them back."""
+        return {
+            "op": self.op,
+            "path": self.path,
+            "after": self.after.as_json(),
+            "reads": self.reads.as_json(),
+            "name": self.name,
+            "layer": self.layer.as_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Replace:
+    """The call ``at`` gives way to ``layer``, as child ``name`` of the calling module, on the same tensors in the same order."""
+
+    at: Address
+    name: str
+    layer: LayerSpec
+    op: ClassVar[str] = "replace"
+
+    def __post_init__(self) -> None:
+        """The name becomes part of generated code."""
+        _require_plain(self.name)
+
+    @property
+    def path(self) -> str:
+        """Path of the new layer."""
+        return f"{self.at.owner}.{self.name}" if self.at.owner else self.name
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :func:`edit_from_json` reads them back."""
+        return {"op": self.op, "path": self.path, "at": self.at.as_json(), "name": self.name, "layer": self.layer.as_json()}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The module at ``path`` is multiplied by ``factors``, channel by channel.
+
+    Args:
+        path: a convolution, linear layer or norm.
+        side: ``out`` multiplies what the module puts out (weight rows and bias; a norm's scale and shift); ``in`` multiplies the weight's
+            input slices, so that the module gives for ``x`` what it gave for ``factors * x``.
+        factors: one number, or one for each of the channels.
+        channels: the channels multiplied, by index; ``None`` is all.
+    """
+
+    path: str
+    side: str
+    factors: float | tuple[float, ...]
+    channels: tuple[int, ...] | None = None
+    op: ClassVar[str] = "scale"
+
+    def __post_init__(self) -> None:
+        """A side that is neither, or numbers that do not pair up, is a mistake in a plan or a damaged file."""
+        if self.side not in ("in", "out"):
+            raise ValueError(f"{self.side!r} is no side of a layer")
+        if isinstance(self.factors, tuple) and self.channels is not None and len(self.factors) != len(self.channels):
+            raise ValueError(f"{len(self.factors)} factors for {len(self.channels)} channels")
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; :func:`edit_from_json` reads them back."""
+        return {
+            "op": self.op,
+            "path": self.path,
+            "side": self.side,
+            "factors": list(self.factors) if isinstance(self.factors, tuple) else self.factors,
+            "channels": None if self.channels is None else list(self.channels),
+        }
+
+
+Edit = Swap | Insert | Bypass | Attach | Replace | Narrow | Scale
+
+
+def _require_plain(name: str) -> None:
+    if not _PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} is not a name for a layer")
 
 
 def _text(value: Any) -> str:
@@ -175,6 +277,16 @@ def _indices(values: Any) -> tuple[int, ...] | None:
     return None if values is None else tuple(_whole(i) for i in values)
 
 
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.80} is not a number")
+    return float(value)
+
+
+def _factors(values: Any) -> float | tuple[float, ...]:
+    return tuple(_number(value) for value in values) if isinstance(values, list) else _number(values)
+
+
 def edit_from_json(data: Mapping[str, Any]) -> Edit:
     """Read one edit back from JSON values.
 
@@ -190,5 +302,12 @@ def edit_from_json(data: Mapping[str, Any]) -> Edit:
             return Bypass(Address.from_json(data["at"]))
         case Narrow.op:
             return Narrow(_text(data["path"]), _indices(data.get("in_channels")), _indices(data.get("out_channels")))
+        case Attach.op:
+            after, reads = Address.from_json(data["after"]), Address.from_json(data["reads"])
+            return Attach(after, reads, _text(data["name"]), LayerSpec.from_json(data["layer"]))
+        case Replace.op:
+            return Replace(Address.from_json(data["at"]), _text(data["name"]), LayerSpec.from_json(data["layer"]))
+        case Scale.op:
+            return Scale(_text(data["path"]), _text(data["side"]), _factors(data["factors"]), _indices(data["channels"]))
         case other:
             raise ValueError(f"unknown edit {other!r}")

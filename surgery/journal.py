@@ -14,16 +14,18 @@ from typing import Any
 from chansurg.surgery.architecture import Architecture, Preprocessing
 from chansurg.surgery.edits import Edit, edit_from_json
 
-SCHEMA = 1
+SCHEMA = 2
+_OLDER = (1,)
+KINDS = ("convert", "finetune", "slice")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One conversion.
+    """One thing that was done: a conversion, a training run, or a slicing.
 
     Args:
-        recipe: recipe's name.
-        version: recipe's version.
+        recipe: name of what was done: a recipe's, ``finetune`` or ``slice``.
+        version: its version.
         options: every option's value, as JSON values.
         seed: seed of whatever had to be initialised anew.
         edits: what was done, in order, at recorded addresses.
@@ -40,6 +42,8 @@ class Entry:
         untouched: whether the tensors were still as the file, or the conversion before, had left them.
         parent_file: name of the file it came from, if it came from one.
         parent_sha256: that file's hash.
+        kind: ``convert``, ``finetune`` or ``slice``.
+        results: what was found, as JSON values: what a training run reached, the verdict of a slicing.
     """
 
     recipe: str
@@ -60,11 +64,13 @@ class Entry:
     untouched: bool = True
     parent_file: str | None = None
     parent_sha256: str | None = None
+    kind: str = "convert"
+    results: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; :meth:`from_json` reads them back."""
         return {
-            "kind": "convert",
+            "kind": self.kind,
             "recipe": self.recipe,
             "version": self.version,
             "options": dict(self.options),
@@ -80,6 +86,7 @@ class Entry:
             "weights": self.weights,
             "untouched": self.untouched,
             "parent": {"file": self.parent_file, "sha256": self.parent_sha256},
+            "results": dict(self.results),
         }
 
     @classmethod
@@ -89,7 +96,7 @@ class Entry:
         Raises:
             ValueError, KeyError, TypeError, AttributeError: where the data does not have that form.
         """
-        if data["kind"] != "convert":
+        if data["kind"] not in KINDS:
             raise ValueError(f"unknown journal entry {data['kind']!r}")
         tensors, parent = data["tensors"], data["parent"]
         return cls(
@@ -111,6 +118,8 @@ class Entry:
             untouched=bool(data["untouched"]),
             parent_file=None if parent["file"] is None else _text(parent["file"]),
             parent_sha256=None if parent["sha256"] is None else _text(parent["sha256"]),
+            kind=_text(data["kind"]),
+            results=dict(data.get("results", {})),
         )
 
 
@@ -184,7 +193,7 @@ class Record:
         Raises:
             ValueError, KeyError, TypeError, AttributeError: where the data does not have that form.
         """
-        if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
+        if data["schema"] not in (SCHEMA, *_OLDER) or isinstance(data["schema"], bool):
             raise ValueError(f"schema {data['schema']!r}")
         names = data["class_names"]
         return cls(

@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a training run stands, and what a layer needs of the run to keep its own books.
+
+    Args:
+        progress: how much of the run is done, from 0 to 1.
+        steps: optimizer steps of the whole run; ``None`` where nobody knows.
+        epoch: the share of the run that one pass over the data takes, from 0 to 1; ``None`` where nobody knows.
+        pressure: multiplies the layers' own losses; whoever steers towards a budget sets it.
+        mean: the mean of a tensor over all processes.
+        any: for a tensor of bools, where it is true in any process.
+    """
+
+    progress: float
+    steps: int | None = None
+    epoch: float | None = None
+    pressure: float = 1.0
+    mean: Callable[[Tensor], Tensor] = _alone
+    any: Callable[[Tensor], Tensor] = _alone
 
 
 class RecipeLayer(nn.Module):
@@ -12,5 +40,23 @@ class RecipeLayer(nn.Module):
     A subclass takes JSON values only, so that a journal can build it again, and constructs on the meta device.
     """
 
+    no_weight_decay: frozenset[str] = frozenset()
+    """Names of its parameters that weight decay would harm; biases and norms are left out anyway."""
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter anew, drawing from ``generator``."""
+
+    def training_loss(self, moment: Moment) -> Tensor | None:
+        """What the layer adds to the loss of the batch it has just seen in train mode, a scalar; ``None`` where it adds nothing."""
+        return None
+
+    def step_taken(self, moment: Moment) -> None:
+        """Called once after each optimizer step of a training run, in every process."""
+
+    def reason_against_narrowing(self, in_channels: Sequence[int] | None, out_channels: Sequence[int] | None) -> str | None:
+        """Why the layer cannot keep just these channels, or ``None``; nothing is changed."""
+        return f"{type(self).__name__} has no rule for being narrowed"
+
+    def narrow(self, in_channels: Sequence[int] | None, out_channels: Sequence[int] | None) -> None:
+        """Keep only these channels, by index, in this order; called where :meth:`reason_against_narrowing` gave ``None``."""
+        raise NotImplementedError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap, edit_from_json
+from chansurg.surgery.edits import Address, Attach, Bypass, Edit, Insert, LayerSpec, Narrow, Replace, Scale, Swap, edit_from_json
 
 LAYER = LayerSpec("pix.PickOrMix", {"in_channels": 8, "out_channels": 2, "tau": 0.5, "zeta": None})
 EDITS: list[Edit] = [
@@ -17,6 +17,10 @@ EDITS: list[Edit] = [
     Bypass(Address("layer1.0", "torch.relu", 1)),
     Narrow("layer1.0.conv2", (0, 3, 5), None),
     Narrow("layer1.0.bn2", None, (7, 1)),
+    Attach(Address("layer1.0", "self.relu"), Address("layer1.0", "self.conv1"), "conv1_salience", LAYER),
+    Replace(Address("layer1.0", "operator.iadd"), "scatter", LAYER),
+    Scale("layer1.0.bn1", "out", 2.0),
+    Scale("fc", "in", (0.25, 1.5), (3, 1)),
 ]
 
 
