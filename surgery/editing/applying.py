@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, assert_never
 
 import torch
 from torch import fx, nn
 
 from chansurg.surgery.editing.narrowing import narrow
-from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap
+from chansurg.surgery.editing.scaling import scale
+from chansurg.surgery.edits import Address, Attach, Bypass, Edit, Insert, LayerSpec, Narrow, Replace, Scale, Swap
 from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.forwards.rewriting import (
+    attach_after,
     bypass,
     called_children,
     find_call,
-    first_input,
     graph_hash,
     insert_before,
     install,
+    replace_call,
     trace_forward,
 )
 from chansurg.surgery.forwards.tracing import TraceFailure, join_path
 from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.recipe import find_recipe
+
+_ENGINE = "engine"
+_ENGINE_LAYERS = {"ScatterAdd": "chansurg.surgery.slicing.scatter"}
+"""Layers that the engine itself puts into networks, by the module that defines them."""
 
 
 class ChangedUnderneath(Exception):
@@ -77,15 +84,34 @@ def perform(
                 _swap(network, edit, seed)
             case Narrow():
                 narrow(_module(network, edit.path), edit.path, edit.in_channels, edit.out_channels)
+            case Scale():
+                scale(_module(network, edit.path), edit.path, edit.side, edit.factors, edit.channels)
             case Insert():
                 graph, node = _locate(graphs, edit.before)
-                _insert(network, edit, graph, node, seed)
+                _add_child(network, edit, graph, node, seed, behind=False)
+                insert_before(graph, node, edit.name)
                 rewritten[edit.before.owner] = None
+            case Attach():
+                graph, node = _locate(graphs, edit.after)
+                _, read = _locate(graphs, edit.reads)
+                if node < read:
+                    raise _refuse(f"{edit.path} would read what is not there yet: {edit.reads.path} runs later.", edit.path)
+                _add_child(network, edit, graph, node, seed, behind=True)
+                attach_after(graph, node, read, edit.name)
+                rewritten[edit.after.owner] = None
+            case Replace():
+                graph, node = _locate(graphs, edit.at)
+                _add_child(network, edit, graph, node, seed, behind=True)
+                replace_call(graph, node, edit.name)
+                _drop_uncalled(network, edit.at, graph)
+                rewritten[edit.at.owner] = None
             case Bypass():
                 graph, node = _locate(graphs, edit.at)
                 bypass(graph, node)
                 _drop_uncalled(network, edit.at, graph)
                 rewritten[edit.at.owner] = None
+            case _:
+                assert_never(edit)
     for owner in rewritten:
         install(network.get_submodule(owner), graphs[owner])
     return hashes
@@ -125,21 +151,41 @@ def _swap(network: nn.Module, edit: Swap, seed: int | None) -> None:
     setattr(network.get_submodule(parent_path), name, layer)
 
 
-def _insert(network: nn.Module, edit: Insert, graph: fx.Graph, node: fx.Node, seed: int | None) -> None:
-    owner = network.get_submodule(edit.before.owner)
+def _add_child(
+    network: nn.Module, edit: Insert | Attach | Replace, graph: fx.Graph, node: fx.Node, seed: int | None, *, behind: bool
+) -> None:
+    """Build the edit's layer and list it among the owner's children where it runs: in front of the call at ``node``, or behind it.
+
+    Children in the order they run are what a plain ``nn.Sequential`` relies on and a reader expects.
+    """
+    owner = network.get_submodule(edit.path.rpartition(".")[0])
     if hasattr(owner, edit.name):
         raise _refuse(f"{edit.path} exists already.", edit.path)
     anchor = owner.get_submodule(str(node.target)) if node.op == "call_module" else owner
     layer = build_layer(edit.layer, edit.path, seed, _home(anchor, network))
     layer.train(owner.training)
-    _ = first_input(node)
+    names = list(owner._modules)
+    position = _position_behind(names, graph, node) if behind else _position_of(names, node)
     owner.add_module(edit.name, layer)
-    if node.op == "call_module" and str(node.target) in owner._modules:
-        # Children are listed in the order they run, which a plain nn.Sequential relies on and a reader expects.
-        names = list(owner._modules)
-        for later in names[names.index(str(node.target)) : -1]:
-            owner._modules[later] = owner._modules.pop(later)
-    insert_before(graph, node, edit.name)
+    for later in names[position:]:
+        owner._modules[later] = owner._modules.pop(later)
+
+
+def _position_of(names: Sequence[str], node: fx.Node) -> int:
+    return names.index(str(node.target)) if node.op == "call_module" and str(node.target) in names else len(names)
+
+
+def _position_behind(names: Sequence[str], graph: fx.Graph, node: fx.Node) -> int:
+    """Behind the child called at ``node`` (for a function, the last one called before it), and behind layers that were put there before."""
+    until = [other for other in graph.nodes if other.op == "call_module" and not node < other]
+    called = [str(other.target) for other in until if str(other.target) in names]
+    if not called:
+        return len(names)
+    position = names.index(called[-1]) + 1
+    added = {str(other.target) for other in until if "address" not in other.meta}
+    while position < len(names) and names[position] in added:
+        position += 1
+    return position
 
 
 def _drop_uncalled(network: nn.Module, at: Address, graph: fx.Graph) -> None:
@@ -162,8 +208,25 @@ def _home(module: nn.Module, network: nn.Module) -> tuple[torch.device, torch.dt
     return torch.device("cpu"), torch.float32
 
 
+def _layer_class(kind: str, path: str) -> Callable[..., RecipeLayer]:
+    home, _, class_name = kind.partition(".")
+    recipe = None if home == _ENGINE else find_recipe(home)
+    try:
+        if recipe is not None:
+            return recipe.layer(class_name)
+        found: Callable[..., RecipeLayer] = getattr(importlib.import_module(_ENGINE_LAYERS[class_name]), class_name)
+    except KeyError:
+        raise InputError(
+            f"{'The engine' if recipe is None else f'The recipe {home!r}'} has no layer {class_name!r}.",
+            where=path,
+            not_done="The network was not built.",
+            to_do="Install the version of the package that wrote the file.",
+        ) from None
+    return found
+
+
 def build_layer(spec: LayerSpec, path: str, seed: int | None, home: tuple[torch.device, torch.dtype]) -> RecipeLayer:
-    """Build a recipe's layer for ``path``.
+    """Build a layer of a recipe, or of the engine itself, for ``path``.
 
     Its initialisation draws from a generator of its own, seeded by ``seed`` and the path, so that it does not depend on what else was
     built.
@@ -171,17 +234,7 @@ def build_layer(spec: LayerSpec, path: str, seed: int | None, home: tuple[torch.
     Raises:
         InputError: where no installed recipe has such a layer.
     """
-    recipe_name, _, class_name = spec.kind.partition(".")
-    recipe = find_recipe(recipe_name)
-    try:
-        layer_class = recipe.layer(class_name)
-    except KeyError:
-        raise InputError(
-            f"The recipe {recipe_name!r} has no layer {class_name!r}.",
-            where=path,
-            not_done="The network was not built.",
-            to_do="Install the version of the package that wrote the file.",
-        ) from None
+    layer_class = _layer_class(spec.kind, path)
     device, dtype = home
     with torch.device("meta"):
         layer = layer_class(**spec.arguments)

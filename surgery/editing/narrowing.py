@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from chansurg.surgery.errors import Refusal
+from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.memory_format import is_channels_last, to_channels_last
 from chansurg.surgery.survey.kinds import is_depthwise
 
@@ -37,6 +38,9 @@ def narrow(module: nn.Module, path: str, in_channels: Indices | None, out_channe
     reason = reason_against(module, in_channels, out_channels)
     if reason is not None:
         raise refuse(path, reason)
+    if isinstance(module, RecipeLayer):
+        module.narrow(in_channels, out_channels)
+        return
     handler = _handler(module)
     assert handler is not None
     handler(module, in_channels, out_channels)
@@ -44,19 +48,27 @@ def narrow(module: nn.Module, path: str, in_channels: Indices | None, out_channe
 
 def reason_against(module: nn.Module, in_channels: Indices | None, out_channels: Indices | None) -> str | None:
     """Why a layer cannot keep just these channels, or ``None``; nothing is changed. Arguments as for :func:`narrow`."""
+    if isinstance(module, RecipeLayer):
+        return module.reason_against_narrowing(in_channels, out_channels)
     if _handler(module) is None:
         return f"{type(module).__name__} has no rule for being narrowed"
-    if "weight" not in module._parameters and "weight" not in module._buffers:
-        return "its weight is computed from other tensors (a parametrization, or a pruning mask)"
-    if others := _unknown_tensors(module):
-        return f"it holds tensors that no rule slices ({', '.join(others[:3])}{', …' if len(others) > 3 else ''})"
-    width_in, width_out = _widths(module)
+    if (reason := reason_against_touching(module)) is not None:
+        return reason
+    width_in, width_out = widths(module)
     return (
         _against_indices("input", in_channels, width_in)
         or _against_indices("output", out_channels, width_out)
         or (_against_conv(module, in_channels, out_channels) if isinstance(module, nn.modules.conv._ConvNd) else None)
-        or _against_shape(module)
     )
+
+
+def reason_against_touching(module: nn.Module) -> str | None:
+    """Why the tensors of a layer are not those that its type computes with, channel by channel, or ``None``."""
+    if "weight" not in module._parameters and "weight" not in module._buffers:
+        return "its weight is computed from other tensors (a parametrization, or a pruning mask)"
+    if others := _unknown_tensors(module):
+        return f"it holds tensors that no rule slices ({', '.join(others[:3])}{', …' if len(others) > 3 else ''})"
+    return _against_shape(module)
 
 
 def _unknown_tensors(module: nn.Module) -> list[str]:
@@ -73,7 +85,7 @@ def _against_shape(module: nn.Module) -> str | None:
     weight = module.weight
     if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) or not isinstance(weight, torch.Tensor):
         return None
-    width_in, width_out = _widths(module)
+    width_in, width_out = widths(module)
     groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
     return None if tuple(weight.shape[:2]) == (width_out, width_in // groups) else "its weight is stored in a form of its own"
 
@@ -94,7 +106,7 @@ def _against_conv(conv: nn.modules.conv._ConvNd, in_channels: Indices | None, ou
     return None
 
 
-def _widths(module: nn.Module) -> tuple[int, int]:
+def widths(module: nn.Module) -> tuple[int, int]:
     """Input and output channels as they are now; for a norm both are its channels."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.in_channels, module.out_channels

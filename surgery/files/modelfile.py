@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from chansurg.surgery.architecture import Architecture
 from chansurg.surgery.editing.applying import ChangedUnderneath, build_layer, perform
-from chansurg.surgery.edits import Insert, Swap
+from chansurg.surgery.editing.narrowing import narrow
+from chansurg.surgery.edits import Attach, Bypass, Insert, Narrow, Replace, Swap
 from chansurg.surgery.errors import ChansurgError, InputError, Refusal
 from chansurg.surgery.files.header_record import KEY, record_in_header
 from chansurg.surgery.files.likeness import differences
@@ -100,11 +101,17 @@ def _true_record(network: nn.Module, target: Path) -> Record:
 
 def _changed_layers(network: nn.Module, record: Record) -> list[str]:
     """Which layers that recipes put in are not what the journal says any more."""
-    layers = {edit.path: edit.layer for entry in record.journal for edit in entry.edits if isinstance(edit, Swap | Insert)}
     found = dict(network.named_modules())
+    twins: dict[str, nn.Module] = {}
+    for edit in (edit for entry in record.journal for edit in entry.edits):
+        if isinstance(edit, Swap | Insert | Attach | Replace):
+            twins[edit.path] = build_layer(edit.layer, edit.path, None, (torch.device("meta"), torch.float32))
+        if isinstance(edit, Narrow) and edit.path in twins:
+            narrow(twins[edit.path], edit.path, edit.in_channels, edit.out_channels)
+        if isinstance(edit, Bypass | Replace) and edit.at.path not in found:
+            twins.pop(edit.at.path, None)
     told = []
-    for path, spec in layers.items():
-        twin = build_layer(spec, path, None, (torch.device("meta"), torch.float32))
+    for path, twin in twins.items():
         told += [f"{path}: {line}" for line in (differences(found[path], twin) if path in found else ["it is gone"])]
     return told
 

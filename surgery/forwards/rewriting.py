@@ -209,6 +209,24 @@ def insert_before(graph: fx.Graph, node: fx.Node, name: str) -> None:
     node.replace_input_with(source, new)
 
 
+def attach_after(graph: fx.Graph, node: fx.Node, read: fx.Node, name: str) -> None:
+    """Put a call of child ``name`` on the output of ``node`` and the first input of ``read``; all readers of the output get its result."""
+    source = first_input(read)
+    with graph.inserting_after(node):
+        new = graph.call_module(name, (node, source))
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
+def replace_call(graph: fx.Graph, node: fx.Node, name: str) -> None:
+    """Put a call of child ``name`` in the place of ``node``, on the same tensors in the same order."""
+    sources: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), sources.append)
+    with graph.inserting_before(node):
+        new = graph.call_module(name, tuple(sources))
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
 def bypass(graph: fx.Graph, node: fx.Node) -> None:
     """Remove ``node``; its first input takes the place of its output."""
     node.replace_all_uses_with(first_input(node))

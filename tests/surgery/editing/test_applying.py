@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from networks import small
 from torch import nn
 
 import chansurg
-from chansurg.surgery.editing.applying import ChangedUnderneath, perform, working_copy
-from chansurg.surgery.edits import Address, Insert, LayerSpec
+from chansurg.surgery.editing import applying
+from chansurg.surgery.editing.applying import ChangedUnderneath, build_layer, perform, working_copy
+from chansurg.surgery.edits import Address, Attach, Insert, LayerSpec, Replace, Scale
 from chansurg.surgery.forwards.skeleton import meta_copy
 
 SIZE = (3, 32, 32)
@@ -82,3 +84,143 @@ def test_a_working_copy_shares_nothing() -> None:
     other = working_copy(network, inplace=False)
     assert working_copy(network, inplace=True) is network
     assert not {p.data_ptr() for p in network.parameters()} & {p.data_ptr() for p in other.parameters()}
+
+
+WEIGHTING = LayerSpec("engine.Weighting", {"channels": 32})
+
+
+@pytest.fixture
+def test_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Weighting", "Difference"):
+        monkeypatch.setitem(applying._ENGINE_LAYERS, name, "networks.layers")
+
+
+def edited(network: nn.Module, edits: list[Any], owners: list[str]) -> dict[str, str]:
+    return perform(network, edits, {owner: {} for owner in owners}, seed=0)
+
+
+@pytest.mark.usefixtures("test_layers")
+def test_an_attached_layer_reads_one_call_and_follows_another() -> None:
+    network, _ = planned()
+    block, owner = network.blocks[2], "blocks.2"
+    block.train()
+    edits = [
+        Attach(Address(owner, "torch.relu"), Address(owner, "self.conv1"), "conv1_salience", WEIGHTING),
+        Attach(Address(owner, "self.bn2"), Address(owner, "self.conv2"), "conv2_salience", WEIGHTING),
+    ]
+    edited(network, edits, [owner])
+    assert [name for name, _ in block.named_children()] == ["conv1", "bn1", "conv1_salience", "conv2", "bn2", "conv2_salience"]
+    assert block.conv1_salience.training
+    block.eval()
+    x = torch.randn(2, 32, 8, 8)
+    with torch.no_grad():
+        hidden = block.conv1_salience(torch.relu(block.bn1(block.conv1(x))), x)
+        expected = torch.relu(block.conv2_salience(block.bn2(block.conv2(hidden)), hidden) + x)
+        assert torch.equal(block(x), expected)
+        assert torch.equal(copy.deepcopy(block)(x), expected)
+
+
+@pytest.mark.usefixtures("test_layers")
+def test_layers_attached_behind_a_shared_activation_stand_in_the_order_they_run() -> None:
+    network, _ = planned()
+    owner = "blocks.1"
+    spec = LayerSpec("engine.Weighting", {"channels": 8})
+    pairs = ((0, "conv1"), (1, "conv2"))
+    edited(network, [Attach(Address(owner, "self.relu", i), Address(owner, f"self.{c}"), f"{c}_salience", spec) for i, c in pairs], [owner])
+    names = [name for name, _ in network.blocks[1].named_children()]
+    assert names[names.index("relu") :][:3] == ["relu", "conv1_salience", "conv2_salience"]
+
+
+class Chain(nn.Sequential):
+    """A container with hooks and a train mode of its own: ``[B, 3, H, W] -> [B, 4, H, W]``."""
+
+
+@pytest.mark.usefixtures("test_layers")
+@pytest.mark.parametrize("container", [nn.Sequential, Chain])
+def test_a_layer_attached_in_a_sequential_is_given_both_tensors(container: type[nn.Sequential]) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Conv2d(32, 4, 1))
+    network = container(*layers).eval()
+    fired: list[str] = []
+    network[2].register_forward_hook(lambda *_: fired.append("relu"))
+    network.register_forward_hook(lambda *_: fired.append("network"))
+    edited(network, [Attach(Address("", "self.2"), Address("", "self.0"), "0_salience", WEIGHTING)], [""])
+    assert list(network._modules) == ["0", "1", "2", "0_salience", "3", "4"]
+    conv, norm, relu, dropout, last = layers
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        gate = network.get_submodule("0_salience")
+        expected = last(dropout(gate(relu(norm(conv(x))), x)))
+        fired.clear()
+        assert torch.equal(network(x), expected)
+        assert fired == ["relu", "network"]
+        assert torch.equal(copy.deepcopy(network)(x), expected)
+        assert not torch.equal(network.train()(x), network(x)), "dropout is alive"
+
+
+@pytest.mark.usefixtures("test_layers")
+def test_a_replaced_call_hands_over_its_tensors_in_order_and_its_module_goes() -> None:
+    network, _ = planned()
+    block, owner = network.blocks[2], "blocks.2"
+    adds = Address(owner, "operator.add")
+    edited(network, [Replace(adds, "difference", LayerSpec("engine.Difference"))], [owner])
+    x = torch.randn(2, 32, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(block(x), torch.relu(block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x))))) - x))
+    sequential = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 4, 1)).eval()
+    pix = LayerSpec("pix.PickOrMix", {"in_channels": 32, "out_channels": 4})
+    edited(sequential, [Replace(Address("", "self.2"), "mix", pix)], [""])
+    assert list(sequential._modules) == ["0", "1", "mix"]
+    assert sequential(torch.randn(1, 3, 8, 8)).shape == (1, 4, 6, 6)
+    assert type(sequential).forward is nn.Sequential.forward
+
+
+@pytest.mark.usefixtures("test_layers")
+def test_attached_replaced_and_scaled_networks_are_replayed_on_a_skeleton() -> None:
+    network, _ = planned()
+    skeleton = meta_copy(network)
+    owner = "blocks.2"
+    edits = [
+        Attach(Address(owner, "self.bn2"), Address(owner, "self.conv2"), "conv2_salience", WEIGHTING),
+        Replace(Address(owner, "operator.add"), "difference", LayerSpec("engine.Difference")),
+        Scale("blocks.2.bn2", "out", 2.0),
+    ]
+    hashes = edited(network, edits, [owner])
+    assert perform(skeleton, edits, {owner: {}}, seed=None, expected=hashes) == hashes
+    assert str(skeleton) == str(network)
+    skeleton.to_empty(device="cpu").load_state_dict(network.state_dict())
+    x = torch.randn(2, *SIZE)
+    assert torch.equal(skeleton.eval()(x), network(x))
+    with pytest.raises(ChangedUnderneath):
+        perform(meta_copy(planned()[0]), edits, {owner: {}}, seed=None, expected={owner: "another"})
+
+
+@pytest.mark.usefixtures("test_layers")
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (Attach(Address("blocks.2", "self.conv1"), Address("blocks.2", "self.conv2"), "gate", WEIGHTING), "runs later"),
+        (Attach(Address("blocks.2", "self.bn1"), Address("blocks.2", "self.conv9"), "gate", WEIGHTING), "was not found"),
+        (Attach(Address("blocks.2", "self.bn1"), Address("blocks.2", "self.conv1"), "bn2", WEIGHTING), "exists already"),
+        (Replace(Address("blocks.2", "operator.add"), "bn2", WEIGHTING), "exists already"),
+        (Scale("blocks.9", "out", 2.0), "no module"),
+        (Scale("dropout", "out", 2.0), "has no rule for being scaled"),
+    ],
+)
+def test_an_edit_that_does_not_fit_is_refused(edit: Any, reason: str) -> None:
+    with pytest.raises(chansurg.Refusal, match=reason):
+        edited(planned()[0], [edit], ["blocks.2"])
+
+
+def test_an_edit_of_no_known_kind_is_not_passed_over() -> None:
+    class Unknown:
+        path = "fc"
+
+    with pytest.raises(AssertionError, match="unreachable"):
+        edited(planned()[0], [Unknown()], [])
+
+
+def test_the_engine_and_recipes_have_only_the_layers_they_have() -> None:
+    for kind, owner in (("engine.Nothing", "The engine"), ("pix.Nothing", "The recipe 'pix'")):
+        with pytest.raises(chansurg.InputError, match=f"{owner} has no layer 'Nothing'"):
+            build_layer(LayerSpec(kind), "somewhere", None, (torch.device("cpu"), torch.float32))
