@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from chansurg.surgery.recipe import installed_recipes as installed_recipes
     from chansurg.surgery.training.evaluation import Evaluation as Evaluation
     from chansurg.surgery.training.evaluation import evaluate as evaluate
+    from chansurg.surgery.training.recipe_loss import recipe_loss as recipe_loss
     from chansurg.surgery.verification import Verdict as Verdict
     from chansurg.surgery.verification import verify as verify
 
@@ -63,6 +64,7 @@ _HOMES = {
     "installed_recipes": "recipe",
     "load": "opening",
     "plan": "converting",
+    "recipe_loss": "training.recipe_loss",
     "record_of": "files.provenance",
     "save": "files.modelfile",
     "undo": "files.lineage",
