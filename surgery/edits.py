@@ -140,7 +140,7 @@ class Narrow:
     """The module at ``path`` keeps these channels, by index, in this order; ``None`` keeps them as they are.
 
     For a grouped convolution ``in_channels`` counts over all groups, as its ``in_channels`` attribute does; every group must keep equally
-    many. For a norm or a depthwise convolution input and output are one, and ``out_channels`` is used.
+    many, or go whole, inputs and outputs. For a norm or a depthwise convolution input and output are one, and ``out_channels`` is used.
     """
 
     path: str

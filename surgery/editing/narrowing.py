@@ -30,7 +30,8 @@ def narrow(module: nn.Module, path: str, in_channels: Indices | None, out_channe
         module: a convolution, linear layer or norm, on any device.
         path: its path, for messages.
         in_channels: indices of the input channels kept, in order; ``None`` keeps all.
-        out_channels: likewise for the output; for norms and depthwise convolutions these are the channels.
+        out_channels: likewise for the output; for norms and depthwise convolutions these are the channels. Of a grouped convolution,
+            groups that keep neither inputs nor outputs go; the others keep equally many.
 
     Raises:
         Refusal: for a layer that cannot be narrowed like that. The layer is then as it was.
@@ -94,16 +95,24 @@ def _against_conv(conv: nn.modules.conv._ConvNd, in_channels: Indices | None, ou
     if conv.transposed:
         return "it is a transposed convolution"
     if is_depthwise(conv):
-        changes = in_channels is not None or out_channels is not None
-        return "it is a depthwise convolution with several outputs a channel" if changes and conv.out_channels != conv.in_channels else None
+        if conv.in_channels == conv.out_channels or (in_channels is None and out_channels is None):
+            return None
+        if in_channels is None or out_channels is None:
+            return "it is a depthwise convolution with several outputs a channel"
+    staying = []
     for side, kept, width in (("input", in_channels, conv.in_channels), ("output", out_channels, conv.out_channels)):
-        if kept is None:
-            continue
-        per_group = width // conv.groups
-        counts = {sum(1 for i in kept if i // per_group == group) for group in range(conv.groups)}
-        if len(counts) != 1 or list(kept) != sorted(kept, key=lambda i: i // per_group):
+        by_group = _by_group(range(width) if kept is None else kept, width, conv.groups)
+        staying.append([group for group, channels in enumerate(by_group) if channels])
+        in_order = kept is None or list(kept) == sorted(kept, key=lambda i: i // (width // conv.groups))
+        if not in_order or len({len(channels) for channels in by_group if channels}) != 1:
             return f"its {conv.groups} groups would keep unequal numbers of {side} channels"
-    return None
+    return None if staying[0] == staying[1] else f"its {conv.groups} groups would not lose inputs and outputs alike"
+
+
+def _by_group(kept: Indices, width: int, groups: int) -> list[list[int]]:
+    """The channels kept in each group, counted from the group's first."""
+    size = width // groups
+    return [[i - group * size for i in kept if i // size == group] for group in range(groups)]
 
 
 def widths(module: nn.Module) -> tuple[int, int]:
@@ -170,7 +179,7 @@ def _select(module: nn.Module, name: str, axis: int, indices: Indices) -> None:
 
 def _narrow_conv(module: nn.Module, in_channels: Indices | None, out_channels: Indices | None) -> None:
     assert isinstance(module, nn.modules.conv._ConvNd)
-    if is_depthwise(module):
+    if is_depthwise(module) and module.in_channels == module.out_channels:
         kept = out_channels if out_channels is not None else in_channels
         if kept is None:
             return
@@ -179,23 +188,24 @@ def _narrow_conv(module: nn.Module, in_channels: Indices | None, out_channels: I
         module.in_channels = module.out_channels = module.groups = len(kept)
         return
     if in_channels is not None:
-        per_group = module.in_channels // module.groups
-        groups = [[i % per_group for i in in_channels if i // per_group == group] for group in range(module.groups)]
         if module.groups == 1:
             _select(module, "weight", 1, in_channels)
         else:
-            _select_per_group(module, groups)
+            _select_per_group(module, _by_group(in_channels, module.in_channels, module.groups))
         module.in_channels = len(in_channels)
     if out_channels is not None:
+        staying = sum(1 for group in _by_group(out_channels, module.out_channels, module.groups) if group)
         _select(module, "weight", 0, out_channels)
         _select(module, "bias", 0, out_channels)
         module.out_channels = len(out_channels)
+        module.groups = staying
 
 
 def _select_per_group(module: nn.modules.conv._ConvNd, groups: Sequence[Indices]) -> None:
-    weight = module.weight
+    """Slice the weight's inputs group by group; of a group that goes, the outputs go too, so its slices do not matter."""
+    weight, width = module.weight, max(map(len, groups))
     rows = weight.detach().chunk(module.groups, 0)
-    kept = [row.index_select(1, torch.tensor(list(group), device=weight.device)) for row, group in zip(rows, groups, strict=True)]
+    kept = [row.index_select(1, torch.tensor(list(group or range(width)), device=weight.device)) for row, group in zip(rows, groups, strict=True)]
     joined = torch.cat(kept, 0)
     module.weight = nn.Parameter(to_channels_last(joined) if is_channels_last(weight) else joined, requires_grad=weight.requires_grad)
 

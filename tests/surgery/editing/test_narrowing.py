@@ -60,6 +60,29 @@ def test_a_grouped_convolution_keeps_equally_many_in_each_group() -> None:
     assert (conv.in_channels, conv.out_channels, conv.groups) == (4, 2, 2)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [([0, 1, 4, 5], [2, 0, 8, 7]), ([0, 4], [2, 8]), ([4, 5], [6, 7, 8])], ids=["one goes", "both ways", "one stays"]
+)
+def test_groups_go_whole_with_their_inputs_and_outputs(inputs: list[int], outputs: list[int]) -> None:
+    conv = with_numbers(nn.Conv2d(6, 9, 3, padding=1, groups=3))
+    x = torch.randn(2, len(inputs), 5, 5)
+    with torch.no_grad():
+        expected = conv(scattered(x, inputs, 6))[:, outputs]
+        narrow(conv, "conv", inputs, outputs)
+        assert torch.allclose(conv(x), expected, atol=1e-5)
+    assert (conv.in_channels, conv.out_channels, conv.groups) == (len(inputs), len(outputs), len({i // 2 for i in inputs}))
+
+
+def test_a_depthwise_convolution_with_several_outputs_a_channel_loses_whole_groups() -> None:
+    conv = with_numbers(nn.Conv2d(4, 8, 3, padding=1, groups=4))
+    x = torch.randn(2, 2, 5, 5)
+    with torch.no_grad():
+        expected = conv(scattered(x, [1, 3], 4))[:, [2, 3, 6, 7]]
+        narrow(conv, "conv", [1, 3], [2, 3, 6, 7])
+        assert torch.allclose(conv(x), expected, atol=1e-5)
+    assert (conv.in_channels, conv.out_channels, conv.groups) == (2, 4, 2)
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_depthwise_convolution_loses_whole_channels(side: int) -> None:
     conv = with_numbers(nn.Conv2d(6, 6, 3, padding=1, groups=6))
@@ -165,10 +188,12 @@ class Packed(nn.Linear):
         (lambda: nn.LayerNorm(4), None, [7], "channel 7 was named"),
         (lambda: nn.LayerNorm((4, 4)), None, [0], "more than the channels"),
         (lambda: nn.Linear(4, 4), [4], None, "channel 4 was named"),
-        (lambda: nn.Conv2d(4, 4, 1, groups=2), [0, 1], None, "unequal numbers of input"),
+        (lambda: nn.Conv2d(4, 4, 1, groups=2), [0, 1], None, "inputs and outputs alike"),
         (lambda: nn.Conv2d(4, 4, 1, groups=2), [2, 0], None, "unequal numbers of input"),
         (lambda: nn.Conv2d(4, 4, 1, groups=2), None, [0, 1, 2], "unequal numbers of output"),
         (lambda: nn.Conv2d(4, 8, 1, groups=4), None, [0, 1], "several outputs a channel"),
+        (lambda: nn.Conv2d(4, 4, 1, groups=2), [0, 1], [2, 3], "inputs and outputs alike"),
+        (lambda: nn.Conv2d(4, 4, 1, groups=2), None, [2, 3], "inputs and outputs alike"),
         (lambda: nn.ConvTranspose2d(4, 4, 1), [0], None, "transposed"),
         (lambda: nn.GroupNorm(2, 4), None, [0, 1], "no rule"),
         (lambda: parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), [0], None, "computed from other tensors"),
