@@ -6,13 +6,12 @@ that was interrupted draws the same again.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.training.seeding import seed_of
 
 
 class Mixing:
@@ -58,13 +57,7 @@ class Mixing:
         """
         # Torchvision draws from the CPU's own generator, which goes back to where it was.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_seed(self.seed, batch, process))
+            torch.default_generator.manual_seed(seed_of(self.seed, batch, process))
             transform = self._transforms[int(torch.randint(len(self._transforms), ()))]
             mixed, targets = transform(images, labels)
         return mixed, targets
-
-
-def _seed(*numbers: int) -> int:
-    """One seed from several numbers; neighbours share nothing."""
-    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1

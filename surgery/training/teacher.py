@@ -6,6 +6,7 @@ answers in the student's terms: it takes the batch that the student sees, and gi
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ class Teacher:
     """A frozen network in eval mode that answers in its student's terms.
 
     Args:
-        teacher: a network, or anything that :func:`chansurg.load` takes. A network is frozen, put into eval mode and moved.
+        teacher: a network, of which a copy is taken, or anything that :func:`chansurg.load` takes.
         student: the student's record: how its batches were prepared, and its classes.
         outputs: how many outputs the student has.
         device: where the teacher runs.
@@ -45,7 +46,7 @@ class Teacher:
         device: torch.device | str = "cpu",
         autocast: torch.dtype | None = None,
     ) -> None:
-        network = unwrapped(teacher) if isinstance(teacher, nn.Module) else load(teacher)
+        network = copy.deepcopy(unwrapped(teacher)) if isinstance(teacher, nn.Module) else load(teacher)
         self.network = network.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
         self.autocast = autocast
