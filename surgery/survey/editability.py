@@ -75,9 +75,9 @@ class Editability:
         by_itself = self._forwards[owner]
         if isinstance(by_itself, str):
             return by_itself
-        inside = sum(
-            1 for node in region.nodes if (at := node.meta.get("address")) and (at.owner, at.operation) == (owner, address.operation)
-        )
+        made = [node.meta.get("address") for node in region.nodes]
+        made += [call.address for calls in region.calls.values() for call in calls]
+        inside = sum(1 for at in made if at is not None and (at.owner, at.operation) == (owner, address.operation))
         if by_itself[address.operation] != inside:
             return f"the forward of {owner or 'the network'} does something else by itself than inside the network"
         return None

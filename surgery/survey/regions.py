@@ -3,8 +3,9 @@
 The whole network is one region where that works; else the largest parts that can be traced are, and every part that could not be keeps its
 reason. Everything happens on a meta copy, so no arithmetic is spent and the caller's network is never touched.
 
-A node's ``meta`` carries ``address`` (an :class:`~chansurg.surgery.edits.Address`), ``shape`` (a tuple, or ``None`` where unknown), and
-for module calls ``module`` (the meta module) and ``path`` (its full path).
+A node's ``meta`` carries ``address`` (an :class:`~chansurg.surgery.edits.Address`), ``owners`` (paths of the modules whose forwards it is
+made in, the outermost first), ``shape`` (a tuple, or ``None`` where unknown), and for module calls ``module`` (the meta module) and
+``path`` (its full path).
 """
 
 from __future__ import annotations
@@ -19,8 +20,17 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chansurg.surgery.edits import Address
 from chansurg.surgery.forwards.arguments import TENSOR, NotPlain, copied, describe
-from chansurg.surgery.forwards.tracing import AddressingTracer, TraceFailure, join_path, readable_reason, unchanged, untraced_modules
+from chansurg.surgery.forwards.tracing import (
+    AddressingTracer,
+    TraceFailure,
+    join_path,
+    readable_reason,
+    relative_path,
+    unchanged,
+    untraced_modules,
+)
 from chansurg.surgery.layer import RecipeLayer
 
 LAYERS: tuple[type[nn.Module], ...] = (
@@ -38,10 +48,21 @@ LAYERS: tuple[type[nn.Module], ...] = (
 
 @dataclass
 class Call:
-    """How a module was called: the arguments that are no tensors, as the room ``forwards`` writes them; why that cannot be."""
+    """How a module was called.
+
+    Args:
+        concrete: the arguments that are no tensors, as the room ``forwards`` writes them.
+        reason: why they cannot be written down, if so.
+        address: where the call is made; ``None`` where the network was only watched, as below.
+        source: what goes into the first argument, where that is a tensor.
+        result: what comes out, where that is a tensor.
+    """
 
     concrete: dict[str, Any]
     reason: str | None = None
+    address: Address | None = None
+    source: fx.Node | None = None
+    result: fx.Node | None = None
 
 
 @dataclass
@@ -99,14 +120,28 @@ class SurveyTracer(AddressingTracer):
         """Record the call, then either make it one node or follow it."""
         target = self.path_of_module(m)
         path = join_path(self.root_path, target)
-        self.calls.setdefault(path, []).append(describe_call(m, args, kwargs, fx.Proxy))
+        call = describe_call(m, args, kwargs, fx.Proxy)
+        self.calls.setdefault(path, []).append(call)
         if self.is_leaf_module(m, target):
             return self.create_proxy("call_module", target, args, kwargs)
+        owner = self.owners[-1]
+        operation = f"self.{relative_path(owner, path)}"
+        call.address = Address(owner, operation, self.call_counts[owner, operation])
+        self.call_counts[owner, operation] += 1
         self.owners.append(path)
         try:
-            return forward(*args, **kwargs)
+            result = forward(*args, **kwargs)
         finally:
             self.owners.pop()
+        call.source = args[0].node if args and isinstance(args[0], fx.Proxy) else None
+        call.result = result.node if isinstance(result, fx.Proxy) else None
+        return result
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node that knows all the forwards that it is made in, the outermost first."""
+        node = super().create_node(kind, target, *args, **kwargs)
+        node.meta["owners"] = tuple(self.owners)
+        return node
 
 
 def reads_training(module: nn.Module) -> bool:

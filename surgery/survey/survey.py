@@ -80,6 +80,10 @@ class Survey:
             return "it is shared with another part of the network"
         if replaces:
             return self._editability.of_module(path_of(node))
+        return self.unrewritable(region, address)
+
+    def unrewritable(self, region: Region, address: Address) -> str | None:
+        """Why the forward that makes a call, of a layer or of a module that holds layers, cannot be rewritten, or ``None``."""
         return self._editability.of_call(region, address, self.calls(region, address.owner))
 
     def signature(self, region: Region, owner: str) -> Mapping[str, Any]:
