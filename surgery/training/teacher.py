@@ -30,7 +30,7 @@ class Teacher:
         teacher: a network, of which a copy is taken, or anything that :func:`chansurg.load` takes.
         student: the student's record: how its batches were prepared, and its classes.
         outputs: how many outputs the student has.
-        device: where the teacher runs.
+        device: where the teacher runs; ``None`` is where it is.
         autocast: run it under autocast in this dtype; ``None`` is its own precision.
 
     Raises:
@@ -43,12 +43,12 @@ class Teacher:
         student: Record,
         outputs: int,
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         network = copy.deepcopy(unwrapped(teacher)) if isinstance(teacher, nn.Module) else load(teacher)
         self.network = network.to(device).eval().requires_grad_(False)
-        self.device = torch.device(device)
+        self.device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         self.autocast = autocast
         record = record_of(self.network)
         self._translate = _Translation(student.preprocessing, record.preprocessing, self.device)

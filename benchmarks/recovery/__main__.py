@@ -1,0 +1,91 @@
+"""How much accuracy comes back: every recipe beside the network itself, random weights, and pruning, trained equally.
+
+    python -m benchmarks.recovery --out results [--networks resnet20,resnet56] [--seeds 0,1,2] [--rows dense,pcs] [--epochs 30]
+    python -m benchmarks.recovery --out quick --quick
+
+Run from the root of the checkout. Each finished row is one file in the folder and is not run again; an interrupted one goes on where it
+stopped. The table and the plot are written anew after every row. Needs torch-pruning and matplotlib, and the networks and images in
+``../shared``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import chansurg
+from benchmarks.recovery.plot import draw
+from benchmarks.recovery.results import ResultFolder
+from benchmarks.recovery.rows import ROWS, Subject
+from benchmarks.recovery.running import run_row
+from benchmarks.recovery.table import render
+
+SHARED = Path("..") / "shared"
+QUICK = {"networks": "resnet20", "rows": "dense,pcs,pix,magnitude", "seeds": "0", "epochs": 1, "max_steps": 40}
+
+
+def main() -> None:
+    """Run what is missing, and write the table and the plot."""
+    options = _options()
+    settings: dict[str, Any] = {"epochs": options.epochs, "batch_size": options.batch_size}
+    settings |= {name: getattr(options, name) for name in ("max_steps", "lr") if getattr(options, name) is not None}
+    kept = {**settings, "share": options.target_macs, "shrink": options.shrink, "latency_batch": options.latency_batch}
+    folder = ResultFolder(options.out, kept)
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", module="torch_pruning")
+    for network in options.networks.split(","):
+        for seed in map(int, options.seeds.split(",")):
+            for name in options.rows.split(","):
+                if folder.file(network, name, seed).exists():
+                    continue
+                original = chansurg.load(options.models / f"{network}-cifar10jpeg.safetensors")
+                subject = Subject(original, options.data, seed, options.target_macs, options.shrink)
+                result = run_row(name, network, subject, folder, settings, options.latency_batch)
+                folder.add(result)
+                share = result.macs / result.original_macs
+                print(f"{network} {name} seed {seed}: {result.top1:.2f} % at {share:.1%}, {result.seconds / 60:.1f} min", flush=True)
+                _report(folder)
+    _report(folder)
+    print((folder.path / "table.md").read_text(), end="")
+
+
+def _report(folder: ResultFolder) -> None:
+    titles = {name: row.title for name, row in ROWS.items()}
+    if results := folder.all():
+        (folder.path / "table.md").write_text(render(results, titles))
+        draw(results, titles, folder.path / "plot.png")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.recovery", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results, outside the repository")
+    parser.add_argument("--networks", default="resnet20,resnet56")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"of: {', '.join(ROWS)}")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--target-macs", type=float, default=0.43, help="share of the original's; 17.6 M of ResNet-20's 41 M are 0.43")
+    parser.add_argument("--shrink", default="1/2")
+    parser.add_argument("--latency-batch", type=int, default=1)
+    parser.add_argument("--models", type=Path, default=SHARED / "models")
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "cifar10.zip")
+    parser.add_argument("--quick", action="store_true", help="few rows and few steps: at most 10 minutes on 2 cores")
+    given = parser.parse_args()
+    if given.quick:
+        parser.set_defaults(**QUICK)
+        given = parser.parse_args()
+    unknown = [name for name in given.rows.split(",") if name not in ROWS]
+    if unknown:
+        parser.error(f"there is no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    return given
+
+
+if __name__ == "__main__":
+    main()

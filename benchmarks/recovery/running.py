@@ -1,0 +1,90 @@
+"""Runs one row: fine-tune, finish, and measure what came out. A run that was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import copy
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import chansurg
+from benchmarks.pix_layer import medians_in_turn
+from benchmarks.recovery.results import Result, ResultFolder
+from benchmarks.recovery.rows import ROWS, Row, Subject
+
+ROUNDS = 50
+
+
+def run_row(name: str, network: str, subject: Subject, folder: ResultFolder, settings: dict[str, Any], latency_batch: int) -> Result:
+    """The result of one row; its training is taken from the folder where it is there.
+
+    Args:
+        name: of the row.
+        network: what to call the original.
+        subject: the original, the data, the seed.
+        folder: where results go.
+        settings: of ``chansurg.finetune``, the same for every row.
+        latency_batch: images a batch when timed.
+    """
+    row = ROWS[name]
+    started = time.perf_counter()
+    trained = _trained(row, folder.file(network, row.training or name, subject.seed, ""), subject, settings)
+    small = row.finish(trained).eval()
+    seconds = time.perf_counter() - started
+    accuracy = chansurg.evaluate(small, subject.data, split="val").top1
+    counts, before = chansurg.count(small), chansurg.count(subject.original)
+    milliseconds, originals = _latencies(small, subject.original, latency_batch)
+    notes: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "latency_batch": latency_batch}
+    journal = chansurg.record_of(small).journal
+    if journal and journal[-1].kind == "slice":
+        notes["slice"] = dict(journal[-1].results)
+    return Result(
+        network,
+        name,
+        subject.seed,
+        accuracy,
+        counts.macs,
+        counts.params,
+        before.macs,
+        before.params,
+        milliseconds,
+        originals,
+        seconds,
+        notes,
+    )
+
+
+def _trained(row: Row, stem: Path, subject: Subject, settings: dict[str, Any]) -> nn.Module:
+    """The row's network after fine-tuning."""
+    weights = stem.with_name(f"{stem.name}.weights.safetensors")
+    network = row.prepare(subject)
+    if weights.exists():
+        network.load_state_dict(load_file(weights))
+        return network
+    steering = {"target_macs": subject.share} if row.steered else {}
+    trained: nn.Module = chansurg.finetune(
+        network,
+        subject.data,
+        output=stem.with_name(f"{stem.name}.safetensors"),
+        teacher=copy.deepcopy(subject.original),
+        seed=subject.seed,
+        **{**settings, **steering, **row.settings},
+    )
+    part = weights.with_suffix(".part")
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in trained.state_dict().items()}, part)
+    part.replace(weights)
+    return trained.cpu()
+
+
+def _latencies(network: nn.Module, original: nn.Module, batch_size: int) -> tuple[float, float]:
+    """Median milliseconds of both on the CPU, timed in turn."""
+    images = torch.rand(batch_size, *chansurg.record_of(original).preprocessing.input_size)
+    with torch.inference_mode():
+        calls = [partial(module.eval(), images) for module in (network, copy.deepcopy(original))]
+        mine, its = medians_in_turn(calls, "cpu", ROUNDS)
+    return 1e3 * mine, 1e3 * its
