@@ -23,12 +23,17 @@ class LearningGate(Gate):
         self.register_buffer("mask", torch.ones(entries, dtype=torch.bool))
         self.register_buffer("running_salience", torch.full((entries,), 0.5))
         self.register_buffer("importance", torch.arange(entries).float())
+        self.register_buffer("sensitivity", torch.zeros(entries))
         self.seen: Tensor | None = None
         self.steps = 0
 
     @property
     def shrinkable(self) -> int:
         return self.entries - 1
+
+    @property
+    def shrinks_until(self) -> float:
+        return 1.0
 
     def forward(self, features: Tensor, source: Tensor) -> Tensor:
         salience = torch.sigmoid(self.generator(source.mean((2, 3))))
@@ -37,7 +42,7 @@ class LearningGate(Gate):
         return features * (salience * self.mask)[:, :, None, None]
 
     def training_loss(self, moment: Moment) -> Tensor | None:
-        return None if self.seen is None else moment.pressure * moment.progress * self.seen.float().mean()
+        return None if self.seen is None else (moment.pressure or 1.0) * moment.progress * self.seen.float().mean()
 
     def step_taken(self, moment: Moment) -> None:
         if self.seen is not None:

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import chansurg
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.gating import masks
+from chansurg.surgery.gating import gates, masks
+from tests.networks import small
 from tests.networks.learning_gates import Gated
 
 
@@ -81,3 +82,22 @@ def test_networks_without_such_layers_cost_nothing() -> None:
 def test_progress_is_a_share(progress: float) -> None:
     with pytest.raises(InputError, match="between 0 and 1"):
         chansurg.recipe_loss(Gated(), progress)
+
+
+def test_a_loop_of_ones_own_shrinks_a_pcs_network() -> None:
+    torch.manual_seed(0)
+    original = small.small().eval()
+    gated = chansurg.convert(original, "pcs", input_size=(3, 16, 16), lambda_base=1.0).train()
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 5
+    steps, before = 40, {path: gate.running_salience.clone() for path, gate in gates(gated).items()}
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
+    for step in range(steps):
+        logits = gated(images)
+        loss = F.cross_entropy(logits, labels) + chansurg.recipe_loss(gated, (step + 1) / steps, epoch=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    kept = masks(gated)
+    assert all(not torch.equal(gate.running_salience, before[path]) for path, gate in gates(gated).items())
+    assert {path for path, mask in kept.items() if not mask.all()} == set(before)
+    assert all(mask.sum() >= len(mask) // 2 for mask in kept.values())
