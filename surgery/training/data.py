@@ -7,17 +7,19 @@ order, so the same data gives the same batches everywhere.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
@@ -26,6 +28,8 @@ from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.training.image_tree import IMAGE_SUFFIXES, ImageTree, open_tree
 
 SPLITS = ("train", "val", "valid", "validation", "test")
+
+_NOT_READ = "No image was read."
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +46,22 @@ class ClassifiedImages(Dataset[tuple[Tensor, int]]):
         data: folder or zip, as :func:`~chansurg.surgery.training.image_tree.open_tree` takes it.
         split: folder between the top and the class folders; not looked for where the class folders lie at the top.
         transform: what turns a decoded RGB image into the network's input.
+        whole: where the class folders lie at the top, take all images, whatever the split.
+
+    Attributes:
+        where: what to call the data in a message.
+        classes: the class folders, sorted.
+        labels: for each class, the network's output that stands for it.
 
     Raises:
         InputError: where there is no such data or split, or a class has no image.
     """
 
-    def __init__(self, data: str | os.PathLike[str], *, split: str, transform: Transform) -> None:
+    def __init__(self, data: str | os.PathLike[str], *, split: str, transform: Transform, whole: bool = True) -> None:
         self.tree = open_tree(data)
+        self.where = str(self.tree.path)
         self.transform = transform
-        base = _class_folder(self.tree, split)
+        base = _class_folder(self.tree, split, whole=whole)
         self.classes = self.tree.folders(base)
         self.labels: Sequence[int] = range(len(self.classes))
         folders = [f"{base}/{name}" if base else name for name in self.classes]
@@ -60,7 +71,7 @@ class ClassifiedImages(Dataset[tuple[Tensor, int]]):
                 raise InputError(
                     f"The class folder {folder!r} holds no image." if any(images) else "There is no image in it.",
                     where=f"{self.tree.path}: {folder}" if any(images) else str(self.tree.path),
-                    not_done="No image was read.",
+                    not_done=_NOT_READ,
                     to_do="Remove the folder, or put the class's images into it."
                     if any(images)
                     else f"Images are files that end in {', '.join(IMAGE_SUFFIXES)}, in one folder for each class.",
@@ -71,16 +82,39 @@ class ClassifiedImages(Dataset[tuple[Tensor, int]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        name, position = self.samples[index]
+        return self.transform(self.image(index)), self.label(index)
+
+    def image(self, index: int) -> Image.Image:
+        """One image, decoded as RGB.
+
+        Raises:
+            InputError: where it cannot be read; names it.
+        """
+        name = self.samples[index][0]
         try:
             with Image.open(io.BytesIO(self.tree.read(name))) as image:
-                rgb = image.convert("RGB")
+                return image.convert("RGB")
         except Exception as error:  # a damaged image makes Pillow and zipfile raise nearly anything
             raise _unreadable(self.tree, name, error) from error
-        return self.transform(rgb), self.labels[position]
+
+    def label(self, index: int) -> int:
+        """The network's output that stands for one image's class."""
+        return self.labels[self.samples[index][1]]
+
+    def listing(self) -> str:
+        """A digest of which images there are, in which order, in which classes."""
+        return listing_digest(self.classes, (f"{name} {position}" for name, position in self.samples))
 
 
-def _class_folder(tree: ImageTree, split: str) -> str:
+def listing_digest(classes: Iterable[str], images: Iterable[str]) -> str:
+    """Sixteen hexadecimal digits for a list of classes and of images."""
+    digest = hashlib.sha256()
+    for part in (*classes, "", *images):
+        digest.update(f"{part}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _class_folder(tree: ImageTree, split: str, *, whole: bool) -> str:
     """The folder whose folders are the classes."""
     base, found = "", tree.folders("")
     if len(found) == 1 and found[0] not in SPLITS and tree.folders(found[0]):
@@ -92,17 +126,17 @@ def _class_folder(tree: ImageTree, split: str) -> str:
         raise InputError(
             "There are no class folders with images in it.",
             where=str(tree.path),
-            not_done="No image was read.",
+            not_done=_NOT_READ,
             to_do="Lay it out as val/CLASS/IMAGE.jpg, or CLASS/IMAGE.jpg.",
         )
     names = [name for name in found if name in SPLITS]
     splits = [name for name in names if tree.folders(f"{base}/{name}" if base else name)]
-    if splits or names == found:
+    if splits or names == found or not whole:
         missing = f"The folder {split!r} holds no class folders." if split in found else f"There is no folder {split!r}."
         raise InputError(
             missing,
             where=str(tree.path),
-            not_done="No image was read.",
+            not_done=_NOT_READ,
             to_do=f"Found: {', '.join(splits or found)}. Name one with --split (in Python: split=), "
             f"or lay the data out as {split}/CLASS/IMAGE.jpg.",
         )
@@ -127,15 +161,15 @@ def match_classes(folders: Sequence[str], class_names: Sequence[str] | None, out
         raise InputError(
             f"The network has not exactly one class named {', '.join(map(repr, odd[:5]))}{', …' if len(odd) > 5 else ''}.",
             where=where,
-            not_done="Nothing was evaluated.",
+            not_done=_NOT_READ,
             to_do=f"Name the folders after the network's {len(names)} classes: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}.",
         )
     if len(folders) != outputs:
         raise InputError(
             f"The data has {len(folders)} classes and the network has {outputs} outputs.",
             where=where,
-            not_done="Nothing was evaluated.",
-            to_do="Evaluate on the data that the network was trained for, with one folder for each class.",
+            not_done=_NOT_READ,
+            to_do="Take a network for these classes, or the data it was made for, with one folder for each class.",
         )
     return list(range(outputs))
 
@@ -160,7 +194,25 @@ class Fit:
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     """From a decoded image to ``[C, H, W]`` float32, the same for the same image every time.
 
-    A network with one input channel sees grey images, with the mean of the three channels' statistics where only those are known.
+    Raises:
+        InputError: for a network whose input has neither one channel nor three.
+    """
+    mean, std = channel_statistics(preprocessing)
+    to_input = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    transform: Transform = v2.Compose([pixels_transform(preprocessing), *to_input])
+    return transform
+
+
+def channel_statistics(preprocessing: Preprocessing) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each input channel; a grey network's are the mean over three where only those are known."""
+    mean, std = list(preprocessing.mean), list(preprocessing.std)
+    if preprocessing.input_size[0] == 1:
+        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+    return mean, std
+
+
+def pixels_transform(preprocessing: Preprocessing) -> Transform:
+    """From a decoded image to ``[C, H, W]`` uint8 of the network's size; a network with one input channel sees grey images.
 
     Raises:
         InputError: for a network whose input has neither one channel nor three.
@@ -170,16 +222,12 @@ def evaluation_transform(preprocessing: Preprocessing) -> Transform:
         raise InputError(
             f"The network takes {channels} input channels; an image has 3, or 1 where it is grey.",
             where=f"input size {channels},{height},{width}",
-            not_done="No image was read.",
-            to_do="Pass --input-size with 1 or 3 channels, or evaluate the network in a loop of your own.",
+            not_done=_NOT_READ,
+            to_do="Pass --input-size with 1 or 3 channels, or run the network in a loop of your own.",
         )
-    mean, std = list(preprocessing.mean), list(preprocessing.std)
-    if channels == 1:
-        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
     grey = [v2.Grayscale(1)] if channels == 1 else []
     fit = Fit(height, width, preprocessing.resize, preprocessing.interpolation)
-    to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-    transform: Transform = v2.Compose([fit, *grey, *to_tensor])
+    transform: Transform = v2.Compose([fit, *grey, v2.PILToTensor()])
     return transform
 
 
@@ -197,9 +245,9 @@ class _Guarded(Dataset["tuple[Tensor, int] | _Unreadable"]):
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]  # torch's Dataset declares no length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | _Unreadable:
+    def __getitem__(self, at: Any) -> tuple[Tensor, int] | _Unreadable:
         try:
-            return self.images[index]
+            return self.images[at]
         except InputError as error:
             return _Unreadable(error.parts())
 
@@ -215,21 +263,19 @@ def _collate(items: list[tuple[Tensor, int] | _Unreadable]) -> tuple[Tensor, Ten
 def batches(
     images: Dataset[tuple[Tensor, int]],
     *,
-    batch_size: int,
+    batch_size: int = 1,
+    which: Iterable[list[Any]] | None = None,
     workers: int = 0,
-    sampler: Sampler[int] | None = None,
-    drop_last: bool = False,
     pin_memory: bool = False,
     context: BaseContext | str | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """``(images [B, C, H, W], labels [B] int64)``, in order unless a sampler says otherwise; the last batch may be smaller.
+    """``(images [B, C, H, W], labels [B] int64)``, in order unless ``which`` says otherwise; the last batch may be smaller.
 
     Args:
         images: the data set.
         batch_size: images a batch.
+        which: what each batch holds, in the data set's own keys; takes the place of ``batch_size``.
         workers: processes that read and decode; 0 reads in this one.
-        sampler: which images, in which order.
-        drop_last: leave out a last batch that is smaller.
         pin_memory: for copies to a GPU.
         context: how workers are started (``fork``, ``spawn``); ``None`` is Python's default.
 
@@ -237,13 +283,12 @@ def batches(
         InputError: where an image cannot be read; names it.
         Refusal: where a worker process died, out of memory for one.
     """
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Guarded(images),
-        batch_size=batch_size,
-        sampler=sampler,
+        batch_size=batch_size if which is None else 1,
+        batch_sampler=which,
         num_workers=workers,
         collate_fn=_collate,
-        drop_last=drop_last,
         pin_memory=pin_memory,
         multiprocessing_context=context if workers else None,
     )

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.files.provenance import record_of
 from chansurg.surgery.modes import eval_mode
-from chansurg.surgery.training.data import ClassifiedImages, batches, evaluation_transform, match_classes
+from chansurg.surgery.training.data import batches, evaluation_transform, match_classes
+from chansurg.surgery.training.library_images import open_images
 
 FEW_IMAGES = 2000
 
@@ -64,7 +65,8 @@ def evaluate(
 
     Args:
         model: a network from ``[B, C, H, W]`` to ``[B, classes]``.
-        data: class folders, with or without split folders above them, or a zip of that.
+        data: class folders, with or without split folders above them, or a zip of that; or a data set of torchvision's that is on disk
+            (``cifar10:FOLDER``).
         split: which split folder.
         batch_size: images a batch.
         workers: processes that read and decode; 0 reads in this one. ``None`` takes one a processor, at most 8, and none for few images.
@@ -76,40 +78,66 @@ def evaluate(
         Refusal: where the network's outputs are not numbers.
     """
     record = record_of(model)
-    images = ClassifiedImages(data, split=split, transform=evaluation_transform(record.preprocessing))
+    images = open_images(data, split=split, transform=evaluation_transform(record.preprocessing))
     place, dtype = _place(model, device)
-    correct1 = correct5 = done = 0
-    loss = 0.0
     with eval_mode(model), torch.inference_mode():
         probe = torch.zeros(1, *record.preprocessing.input_size, device=place, dtype=dtype)
         outputs = _outputs(model, probe)
-        images.labels = match_classes(images.classes, record.class_names, outputs, where=str(images.tree.path))
+        images.labels = match_classes(images.classes, record.class_names, outputs, where=images.where)
         start = time.perf_counter()
+        tally = Tally()
         for batch, labels in batches(
-            images, batch_size=batch_size, workers=_workers(workers, len(images)), pin_memory=place.type == "cuda"
+            images, batch_size=batch_size, workers=default_workers(workers, len(images)), pin_memory=place.type == "cuda"
         ):
-            target = labels.to(place, non_blocking=True)
-            logits = model(batch.to(place, dtype, non_blocking=True)).float()
-            ranked = logits.topk(min(5, outputs), dim=1).indices == target[:, None]
-            correct1 += int((logits.argmax(dim=1) == target).sum())
-            correct5 += int(ranked.any(dim=1).sum())
-            loss += float(F.cross_entropy(logits, target, reduction="sum").double())
-            done += len(target)
+            tally.add(model(batch.to(place, dtype, non_blocking=True)), labels.to(place, non_blocking=True))
             if progress is not None:
-                progress(done, len(images))
-        seconds = time.perf_counter() - start
-    if loss != loss:
-        raise Refusal(
-            "The network's outputs are not numbers (NaN).",
-            where=f"{images.tree.path}, {done} images",
-            not_done="There is no accuracy to report.",
-            to_do="Check its weights, or run it in float32 if it is in half precision.",
-        )
-    return Evaluation(100 * correct1 / done, 100 * correct5 / done, loss / done, done, seconds)
+                progress(tally.images, len(images))
+    return tally.result(time.perf_counter() - start, where=images.where)
 
 
-def _workers(workers: int | None, images: int) -> int:
-    """Starting processes costs more than decoding a few images."""
+class Tally:
+    """Counts, batch by batch, what an :class:`Evaluation` is made of."""
+
+    def __init__(self) -> None:
+        self.correct1 = self.correct5 = self.images = 0
+        self.loss = 0.0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count one batch: ``[B, classes]`` and ``[B]`` int64."""
+        logits = logits.float()
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        self.correct1 += int((logits.argmax(dim=1) == labels).sum())
+        self.correct5 += int(ranked.any(dim=1).sum())
+        self.loss += float(F.cross_entropy(logits, labels, reduction="sum").double())
+        self.images += len(labels)
+
+    def pooled(self, total: Callable[[Tensor], Tensor], device: torch.device) -> Tally:
+        """The counts of all processes together; ``total`` sums a tensor over them."""
+        counts = torch.tensor([self.correct1, self.correct5, self.images, self.loss], dtype=torch.float64, device=device)
+        pooled = Tally()
+        correct1, correct5, images, pooled.loss = total(counts).tolist()
+        pooled.correct1, pooled.correct5, pooled.images = int(correct1), int(correct5), int(images)
+        return pooled
+
+    def result(self, seconds: float, *, where: str) -> Evaluation:
+        """What it comes to.
+
+        Raises:
+            Refusal: where the outputs were not numbers.
+        """
+        if self.loss != self.loss:
+            raise Refusal(
+                "The network's outputs are not numbers (NaN).",
+                where=f"{where}, {self.images} images",
+                not_done="There is no accuracy to report.",
+                to_do="Check its weights, or run it in float32 if it is in half precision.",
+            )
+        top1, top5 = (100 * correct / self.images for correct in (self.correct1, self.correct5))
+        return Evaluation(top1, top5, self.loss / self.images, self.images, seconds)
+
+
+def default_workers(workers: int | None, images: int) -> int:
+    """How many processes decode that many images where nobody said: starting them costs more than decoding a few."""
     if workers is not None:
         return workers
     return 0 if images < FEW_IMAGES else min(os.cpu_count() or 1, 8)

@@ -93,13 +93,14 @@ class Settings:
         self._check_together()
 
     def _check_form(self, field: dataclasses.Field[Any]) -> None:
-        value, wanted = getattr(self, field.name), kind_of(field)
+        value: Any = getattr(self, field.name)
+        wanted = kind_of(field)
         if value is None and optional(field):
             return
         if wanted is float and type(value) is int:
             object.__setattr__(self, field.name, float(value))
             value = float(value)
-        if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
+        if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
             raise _bad(field.name, value, f"a {_KINDS[wanted]}")
         choices = field.metadata.get("choices")
         if choices and value not in choices:

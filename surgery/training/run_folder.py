@@ -1,0 +1,196 @@
+"""The folder of a run, ``OUT.run``: what was asked for, what was measured, and the checkpoints.
+
+=================== ==========================================================================================
+``settings.json``   everything needed to repeat the run
+``metrics.jsonl``   one line an epoch
+``tensorboard/``    the same for TensorBoard, where it is installed
+``last/``           the state to go on from
+``best/``           the model file of the best epoch on ``val``, and its metrics
+=================== ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from chansurg.surgery.errors import InputError
+from chansurg.surgery.files.modelfile import save
+from chansurg.surgery.files.writing import check_target, write_whole
+from chansurg.surgery.recipe import flag
+from chansurg.surgery.training.checkpoints import (
+    Checkpoint,
+    read_checkpoint,
+    recovered,
+    remove_checkpoint,
+    replace_folder,
+    write_checkpoint,
+)
+from chansurg.surgery.training.settings import WITHOUT_EFFECT
+
+_SCHEMA = 1
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        output: the model file that the run writes at its end; the folder lies beside it.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.path = output.with_name(f"{output.name}.run")
+        self.settings, self.metrics = self.path / "settings.json", self.path / "metrics.jsonl"
+        self.last, self.best = self.path / "last", self.path / "best"
+        self._board: Any = None
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.settings.exists()
+
+    def open(self, identity: Mapping[str, Any], *, restart: bool) -> Checkpoint | None:
+        """Begin the run, or take it up again.
+
+        Args:
+            identity: everything needed to repeat the run. Under ``same`` it holds what has to be the same for the run to go on.
+            restart: begin anew; what an earlier run has reached is removed.
+
+        Returns:
+            The state to go on from; ``None`` at the beginning.
+
+        Raises:
+            InputError: where the folder holds something else, or a run that was begun with other settings.
+        """
+        check_target(self.output)
+        if self.path.exists() and not self.exists() and any(not name.name.startswith(".") for name in _inside(self.path)):
+            raise InputError(
+                "The run's folder exists, and no run has written it.",
+                where=str(self.path),
+                not_done="Nothing was trained.",
+                to_do="Move it away, or write elsewhere with -o.",
+            )
+        if self.exists() and not restart:
+            self._require_same(identity)
+            found = read_checkpoint(self.last)
+        else:
+            found = None
+            self._clear()
+            self.path.mkdir(exist_ok=True)
+            text = json.dumps({"schema": _SCHEMA, **identity}, indent=2)
+            write_whole(self.settings, lambda temporary: temporary.write_text(text + "\n"))
+        self._cut_metrics(0 if found is None else int(found.facts["metrics_bytes"]))
+        return found
+
+    def _clear(self) -> None:
+        for folder in (self.last, self.best):
+            remove_checkpoint(folder)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+
+    def _require_same(self, identity: Mapping[str, Any]) -> None:
+        try:
+            before = json.loads(self.settings.read_text())
+            then = {**before["settings"], **before["same"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"What the run was begun with cannot be read: {str(error).splitlines()[0]}",
+                where=str(self.settings),
+                not_done="Nothing was trained.",
+                to_do="Pass --restart to begin it anew.",
+            ) from error
+        now = {**identity["settings"], **identity["same"]}
+        differing = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in WITHOUT_EFFECT]
+        if differing:
+            told = "; ".join(f"{_called(name, identity)} was {_shown(then.get(name))}, now {_shown(now.get(name))}" for name in differing)
+            raise InputError(
+                f"The run in this folder was begun otherwise: {told}.",
+                where=str(self.path),
+                not_done="Nothing was trained, and nothing was changed.",
+                to_do="Give the same command to go on; pass --restart to begin anew; or write elsewhere with -o.",
+            )
+
+    def _cut_metrics(self, size: int) -> None:
+        """Remove the lines that were written after the checkpoint: their epochs are run again."""
+        if self.metrics.exists():
+            os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
+
+    def metrics_bytes(self) -> int:
+        """How long the file of metrics is."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def add_metrics(self, line: Mapping[str, Any]) -> None:
+        """Write one epoch's metrics."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        board = self._tensorboard(int(line["epoch"]))
+        if board is not None:
+            for name, value in line.items():
+                if isinstance(value, int | float) and name not in ("epoch", "step"):
+                    board.add_scalar(name, value, line["epoch"])
+            board.flush()
+
+    def all_metrics(self) -> list[dict[str, Any]]:
+        """Every epoch's metrics."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+
+    def _tensorboard(self, epoch: int) -> Any:
+        if self._board is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._board = False
+            else:
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch)
+        return self._board or None
+
+    def write_last(self, checkpoint: Checkpoint) -> None:
+        """Replace the state to go on from.
+
+        Raises:
+            Refusal: where the disk is full or fails.
+        """
+        write_checkpoint(self.last, checkpoint)
+
+    def write_best(self, network: nn.Module, line: Mapping[str, Any]) -> None:
+        """Replace the best epoch's model file.
+
+        Raises:
+            Refusal: where the disk is full or fails.
+        """
+
+        def fill(part: Path) -> None:
+            save(network, part / "model.safetensors")
+            (part / "metrics.json").write_text(json.dumps(line) + "\n")
+
+        replace_folder(self.best, fill)
+
+    def read_best(self) -> tuple[Path, dict[str, Any]]:
+        """The best epoch's model file, and its metrics."""
+        recovered(self.best)
+        return self.best / "model.safetensors", json.loads((self.best / "metrics.json").read_text())
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        if self._board:
+            self._board.close()
+        self._board = None
+
+
+def _inside(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else [folder]
+
+
+def _called(name: str, identity: Mapping[str, Any]) -> str:
+    return flag(name) if name in identity["settings"] else name.replace("_", " ")
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None else str(value)
