@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from chansurg.cli.layer_text import layer_text
+from chansurg.cli.layer_text import layer_text, scale_text
 from chansurg.cli.reporting import grid
-from chansurg.surgery.edits import Bypass, Edit, Insert
+from chansurg.surgery.edits import Attach, Bypass, Edit, Insert, Replace, Scale
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,8 @@ class Change:
 def layers_at(network: nn.Module, edits: Sequence[Edit]) -> dict[str, str]:
     """The layers that the edits name, in a few words, as they are in ``network`` now."""
     modules = dict(network.named_modules())
-    wanted = dict.fromkeys(edit.path.partition("#")[0] for edit in edits)
+    named = [edit.at.path if isinstance(edit, Replace) else edit.path for edit in edits] + [edit.path for edit in edits]
+    wanted = dict.fromkeys(path.partition("#")[0] for path in named)
     return {path: layer_text(modules[path]) for path in wanted if path in modules}
 
 
@@ -37,15 +38,26 @@ def changes(edits: Sequence[Edit], before: dict[str, str], after: dict[str, str]
     """One change for each place, in the order of the edits; what was inserted stands ahead of what it was put in front of."""
     found: dict[str, Change] = {}
     inserted: dict[str, list[Change]] = {}
+    scaled: dict[str, list[str]] = {}
     for edit in edits:
         path = edit.path.partition("#")[0]
-        if isinstance(edit, Insert):
-            inserted.setdefault(edit.before.path, []).append(Change(path, "", after.get(path, "")))
-            found.setdefault(edit.before.path, Change(edit.before.path, "", ""))
-            continue
-        still_there = path in after or ":" in path
-        new = after.get(path, "") if not isinstance(edit, Bypass) else "call removed" if still_there else "removed"
-        found[edit.path] = Change(edit.path, before.get(path, path.rpartition(":")[2]), new)
+        match edit:
+            case Insert():
+                inserted.setdefault(edit.before.path, []).append(Change(path, "", after.get(path, "")))
+                found.setdefault(edit.before.path, Change(edit.before.path, "", ""))
+            case Attach():
+                found[path] = Change(path, "", after.get(path, ""))
+            case Replace():
+                replaced = edit.at.path.partition("#")[0]
+                found[path] = Change(path, before.get(replaced, replaced.rpartition(":")[2]), after.get(path, ""))
+            case Bypass():
+                new = "call removed" if path in after or ":" in path else "removed"
+                found[edit.path] = Change(edit.path, before.get(path, path.rpartition(":")[2]), new)
+            case _:
+                if isinstance(edit, Scale):
+                    scaled.setdefault(path, []).append(scale_text(edit))
+                text = ", ".join([after.get(path, ""), *scaled.get(path, [])])
+                found[edit.path] = Change(edit.path, before.get(path, ""), text)
     in_order = [change for place, at in found.items() for change in (*inserted.get(place, ()), at)]
     return [change for change in in_order if change.before != change.after]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from chansurg.surgery.edits import Scale
+
 
 def layer_text(module: Any) -> str:
     """``Conv2d 64 -> 256, 1x1``; anything unknown by its class name alone."""
@@ -18,6 +20,15 @@ def layer_text(module: Any) -> str:
             value = getattr(module, size)
             return f"{name} {'x'.join(map(str, value)) if isinstance(value, tuple) else value}"
     return name
+
+
+def scale_text(edit: Scale) -> str:
+    """What a layer is multiplied by: ``times 2``, ``inputs times 2``, ``3 inputs times 0.25 to 1.5``."""
+    factors = edit.factors if isinstance(edit.factors, tuple) else (edit.factors,)
+    least, most = f"{min(factors):.3g}", f"{max(factors):.3g}"
+    what = {"in": "inputs", "out": "outputs" if edit.channels is not None else ""}[edit.side]
+    how_many = "" if edit.channels is None else f"{len(edit.channels)}"
+    return " ".join(part for part in (how_many, what, "times", least if least == most else f"{least} to {most}") if part)
 
 
 def _convolution(name: str, module: Any) -> str:

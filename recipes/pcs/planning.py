@@ -35,10 +35,10 @@ def plan(recipe: Pcs, survey: Survey, options: PcsOptions) -> Plan:
     """What PCS would do to the surveyed network with these options."""
     sites, skipped = gate_sites(survey)
     names = _Names(survey)
-    edits: list[Edit] = [_attach(survey, site, options, names) for site in sites]
-    edits += [share.scale(MAKES_UP) for site in sites for share in site.shares]
+    edits: list[Edit] = []
     signatures: dict[str, Mapping[str, Any]] = {}
     for site in sites:
+        edits += [*(share.scale(MAKES_UP) for share in site.shares), _attach(survey, site, options, names)]
         owner = site.meets.after.owner
         signatures[owner] = survey.signature(site.region, owner)
     return Plan(

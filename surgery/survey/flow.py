@@ -232,7 +232,8 @@ class _Following:
         if module is not None:
             return type(module).forward(module, *args, **kwargs)
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            name = "reshape" if node.target == "view" else str(node.target)  # the numbers do not lie in memory as the tensor does
+            return getattr(args[0], name)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _value(self, node: fx.Node) -> Any:
