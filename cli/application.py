@@ -12,8 +12,7 @@ import typer
 
 from chansurg.cli.command import exposed
 from chansurg.cli.failures import INTERRUPTED, reader_gone, stdout_lost, tell_interrupted
-from chansurg.cli.output_file import note_written
-from chansurg.cli.recipe_options import recipe_parameters
+from chansurg.cli.output_file import note_kept, note_written
 from chansurg.cli.reporting import Report
 from chansurg.cli.streams import prepare_streams
 from chansurg.surgery.errors import InputError
@@ -21,7 +20,7 @@ from chansurg.surgery.errors import InputError
 # typer brings click with it, in some versions under a name of its own; this is its class either way.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
-COMMANDS = ("inspect", "recipes", "convert", "evaluate", "verify", "diff", "history", "undo")
+COMMANDS = ("inspect", "recipes", "convert", "finetune", "evaluate", "verify", "diff", "history", "undo")
 """Each is the function of that name in the file of that name."""
 
 HELP = "Model surgery for pretrained vision networks: smaller, measurably faster, still fine-tunable."
@@ -41,7 +40,8 @@ def application() -> typer.Typer:
     for name in COMMANDS:
         module = import_module(f"chansurg.cli.{name}")
         examples = "\n\n".join(f"  {line}" for line in module.EXAMPLES)
-        command = exposed(getattr(module, name), recipe_parameters() if name == "convert" else ())
+        more = module.PARAMETERS() if hasattr(module, "PARAMETERS") else ()
+        command = exposed(getattr(module, name), more)
         app.command(name, epilog=f"[dim]Examples[/dim]\n\n{examples}")(command)
     return app
 
@@ -62,6 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing but the interpreter's own end raises from here."""
     prepare_streams()
     note_written(None)
+    note_kept(None)
     code = 0
     try:
         code = application()(list(arguments), prog_name="chansurg", standalone_mode=False) or 0

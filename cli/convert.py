@@ -15,6 +15,7 @@ from chansurg.cli.left_alone import show_skipped
 from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, existing_input, given_path, read_model, stem
 from chansurg.cli.numbers import broke_off, counted, counts_table
 from chansurg.cli.output_file import check_output, note_written
+from chansurg.cli.recipe_options import recipe_parameters
 from chansurg.cli.reporting import Report
 from chansurg.surgery.recipe import find_recipe, flag
 
@@ -27,6 +28,7 @@ EXAMPLES = (
     "chansurg convert resnet50.pth --recipe pix --mode downscale -o r50.safetensors",
     "chansurg convert resnet50 --pretrained --recipe pix --zeta 8 --dry-run",
 )
+PARAMETERS = recipe_parameters
 
 
 def convert(

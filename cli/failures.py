@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import traceback
 
-from chansurg.cli.output_file import written
+from chansurg.cli.output_file import kept, written
 from chansurg.cli.reporting import Report
 from chansurg.cli.streams import drop_stdout
 from chansurg.surgery.errors import ChansurgError, InputError, Refusal
@@ -49,7 +49,7 @@ def stdout_lost(error: OSError, *, told: bool) -> int:
 def tell_interrupted(report: Report) -> int:
     """Tell of an interrupt, in one line, and give its exit code."""
     output = written()
-    done = "nothing was written" if output is None else f"the file was written before: {output}"
+    done = kept() or ("nothing was written" if output is None else f"the file was written before: {output}")
     if report.as_json:
         told = f"{done[0].upper()}{done[1:]}."
         report.error(Refusal("Interrupted.", where="this command", not_done=told, to_do="Run it again when you like."))

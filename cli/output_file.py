@@ -8,6 +8,7 @@ from chansurg.surgery.errors import ChansurgError, InputError
 from chansurg.surgery.files.writing import check_target, would_be_lost
 
 _written: Path | None = None
+_kept: str | None = None
 
 
 def check_output(path: Path, *, inputs: list[Path], force: bool, again: bool = False) -> None:
@@ -58,6 +59,17 @@ def note_written(path: Path | None) -> None:
     """Remember that the command's file is there, whole; ``None`` as a command begins."""
     global _written
     _written = path
+
+
+def note_kept(what: str | None) -> None:
+    """Remember what an interrupt has left, and how to go on; ``None`` as a command begins."""
+    global _kept
+    _kept = what
+
+
+def kept() -> str | None:
+    """What an interrupt has left, if there is anything to go on with."""
+    return _kept
 
 
 def written() -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -43,10 +44,22 @@ class Report:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
-        self.stdout = stdout or sys.stdout
-        self.out = _console(self.stdout)
-        self.err = _console(stderr or sys.stderr)
+        self._streams = (stdout or sys.stdout, stderr or sys.stderr)
+        self.unmute()
         self._noted: set[str] = set()
+
+    def mute(self) -> None:
+        """Say nothing from here on."""
+        nowhere = io.StringIO()
+        self._speak_to(nowhere, nowhere)
+
+    def unmute(self) -> None:
+        """Speak again."""
+        self._speak_to(*self._streams)
+
+    def _speak_to(self, stdout: TextIO, stderr: TextIO) -> None:
+        self.stdout = stdout
+        self.out, self.err = _console(stdout), _console(stderr)
 
     def result(self, document: Mapping[str, Any], *, line: str, show: Callable[[], None]) -> None:
         """The command's answer: as JSON, as one line, or as ``show`` draws it."""

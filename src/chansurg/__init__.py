@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from chansurg.surgery.recipe import installed_recipes as installed_recipes
     from chansurg.surgery.training.evaluation import Evaluation as Evaluation
     from chansurg.surgery.training.evaluation import evaluate as evaluate
+    from chansurg.surgery.training.finetuning import finetune as finetune
     from chansurg.surgery.training.recipe_loss import recipe_loss as recipe_loss
     from chansurg.surgery.verification import Verdict as Verdict
     from chansurg.surgery.verification import verify as verify
@@ -59,6 +60,7 @@ _HOMES = {
     "count": "counting",
     "diff": "comparison",
     "evaluate": "training.evaluation",
+    "finetune": "training.finetuning",
     "history": "files.lineage",
     "inspect": "inspection",
     "installed_recipes": "recipe",
