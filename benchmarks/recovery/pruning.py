@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import chansurg
+from chansurg.surgery.files.provenance import attach
+from chansurg.surgery.journal import Record
 
 STEPS = 200
 """In how many steps the pruner would take everything; it is stopped at the target."""
@@ -29,7 +31,9 @@ def prune(network: nn.Module, criterion: str, share: float, batches: Iterable[tu
         share: from 0 to 1.
         batches: images ``[B, C, H, W]`` and labels ``[B]``, whose gradients the Taylor criterion sums.
     """
-    pruned = copy.deepcopy(network).eval()
+    record = chansurg.record_of(network)
+    # It is no architecture of any library's any more.
+    pruned = attach(copy.deepcopy(network).eval(), Record(None, record.preprocessing, record.class_names))
     if criterion == "taylor":
         for images, labels in batches:
             F.cross_entropy(pruned(images), labels, reduction="sum").backward()
@@ -38,7 +42,7 @@ def prune(network: nn.Module, criterion: str, share: float, batches: Iterable[tu
         importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
     inner = {f"{path}.conv1" for path, module in pruned.named_modules() if hasattr(module, "conv2")}
     fixed = [module for path, module in pruned.named_modules() if isinstance(module, nn.Conv2d | nn.Linear) and path not in inner]
-    example = torch.zeros(1, *chansurg.record_of(network).preprocessing.input_size)
+    example = torch.zeros(1, *record.preprocessing.input_size)
     pruner = torch_pruning.pruner.BasePruner(
         pruned,
         example,

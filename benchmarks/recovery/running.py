@@ -17,7 +17,7 @@ from benchmarks.pix_layer import medians_in_turn
 from benchmarks.recovery.results import Result, ResultFolder
 from benchmarks.recovery.rows import ROWS, Row, Subject
 
-ROUNDS = 50
+ROUNDS = 100
 
 
 def run_row(name: str, network: str, subject: Subject, folder: ResultFolder, settings: dict[str, Any], latency_batch: int) -> Result:
