@@ -26,19 +26,22 @@ class Gate(RecipeLayer):
         mask: buffer, bool ``[entries]``; false for what the network has let go of.
         running_salience: buffer, float ``[entries]``; the average over training that ranks the entries.
         importance: buffer, float ``[entries]``; larger is kept longer. It ranks entries of equal running salience.
+        sensitivity: buffer, float ``[entries]``; the average over training images of ``(s dL/ds)^2``, the squared change of the loss, to
+            first order, if the entry's salience ``s`` were zero. It tells what letting go of an entry costs, between gates too.
+        is_sensed: whether the sensitivity is kept while training; whoever steers towards a budget turns it on.
         unit: channels an entry.
         channel_dim: 1 where channels follow the batch, -1 where they come last.
         allowance: how many entries may be shrunk now; ``None`` is as many as :attr:`shrinkable`. Whoever steers towards a budget sets it.
-        urgency: multiplies this gate's own loss; whoever steers towards a budget sets it.
     """
 
     mask: Tensor
     running_salience: Tensor
     importance: Tensor
+    sensitivity: Tensor
     unit: int
     channel_dim: int
     allowance: int | None = None
-    urgency: float = 1.0
+    is_sensed: bool = False
 
     @property
     def entries(self) -> int:
@@ -49,6 +52,11 @@ class Gate(RecipeLayer):
     @abstractmethod
     def shrinkable(self) -> int:
         """How many entries the recipe's options allow to go, at most; at least one stays."""
+
+    @property
+    @abstractmethod
+    def shrinks_until(self) -> float:
+        """The progress of a run, from 0 to 1, at which shrinking ends and what is dead is masked."""
 
     def ranking(self) -> Tensor:
         """Entries from the one that goes first to the one that stays longest: ``[entries]`` int64.

@@ -21,7 +21,8 @@ class Moment:
         progress: how much of the run is done, from 0 to 1.
         steps: optimizer steps of the whole run; ``None`` where nobody knows.
         epoch: the share of the run that one pass over the data takes, from 0 to 1; ``None`` where nobody knows.
-        pressure: multiplies the layers' own losses; whoever steers towards a budget sets it.
+        pressure: the rate at which gates shrink, in place of their own schedules; whoever steers towards a budget sets it. ``None`` leaves
+            it to them.
         mean: the mean of a tensor over all processes.
         any: for a tensor of bools, where it is true in any process.
     """
@@ -29,7 +30,7 @@ class Moment:
     progress: float
     steps: int | None = None
     epoch: float | None = None
-    pressure: float = 1.0
+    pressure: float | None = None
     mean: Callable[[Tensor], Tensor] = _alone
     any: Callable[[Tensor], Tensor] = _alone
 

@@ -168,7 +168,8 @@ class SalienceGate(Gate):
         salience = self._let_through(generated)
         if self.training:
             self._keep(generated, salience)
-            salience = self._felt(salience)
+            if self.is_sensed:
+                salience = self._felt(salience)
         by_channel = salience.to(features.dtype)
         if self.unit > 1:
             by_channel = by_channel.unsqueeze(-1).expand(-1, -1, self.unit).flatten(1)
@@ -208,6 +209,7 @@ class SalienceGate(Gate):
             seen = torch.stack([raw.sum(0), (salience != 0).sum(0).to(raw.dtype), images])
             self._seen = seen if self._seen is None else self._seen + seen
 
+    @torch.compiler.disable
     def _felt(self, salience: Tensor) -> Tensor:
         """The same numbers; the gradient that the features send back to them is noted, and the shrinking loss's is not."""
         if not salience.requires_grad:
@@ -247,6 +249,8 @@ class SalienceGate(Gate):
         """Move the running salience by the step's images, select what truncation cuts, and watch for dead entries."""
         running = self.running_salience
         nothing = torch.zeros(3, self.entries, dtype=running.dtype, device=running.device)
+        if self.is_sensed:
+            self.sensitivity.copy_(moment.mean(self.sensitivity))
         raw, above, images = moment.mean(nothing if self._seen is None else self._seen)
         self._batch = self._seen = None
         mean = torch.where(images > 0, raw / images.clamp(min=torch.finfo(images.dtype).tiny), running)

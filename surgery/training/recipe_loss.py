@@ -30,7 +30,7 @@ def recipe_loss(
     *,
     steps: int | None = None,
     epoch: float | None = None,
-    pressure: float = 1.0,
+    pressure: float | None = None,
     closes_step: bool = True,
     mean: Callable[[Tensor], Tensor] = Moment.mean,
     any: Callable[[Tensor], Tensor] = Moment.any,
@@ -42,7 +42,7 @@ def recipe_loss(
         progress: how much of the run is done, from 0 to 1.
         steps: optimizer steps of the whole run, where they are known.
         epoch: the share of the run that one pass over the data takes, from 0 to 1, where that is known.
-        pressure: multiplies the layers' own losses.
+        pressure: the rate at which gates shrink, in place of their own schedules.
         closes_step: whether this batch is the last one before the optimizer's step; false for the others where gradients are accumulated.
         mean: the mean of a tensor over all processes, where there are several.
         any: for a tensor of bools, where it is true in any process.
