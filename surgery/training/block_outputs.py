@@ -18,9 +18,6 @@ from chansurg.surgery.files.provenance import record_of
 from chansurg.surgery.modes import eval_mode
 from chansurg.surgery.survey import survey
 
-_DEPTH = 2
-"""Where a network has no residual blocks: how deep in the tree its larger modules are looked for."""
-
 
 class _Tap:
     """A forward hook that keeps what its module puts out. A copy of the network (an average of its weights, say) gets one that is shut."""
@@ -115,16 +112,23 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _blocks(network: nn.Module) -> list[str]:
-    """Paths of residual blocks; where there are none, of the modules with parts of their own near the top of the tree."""
+    """Paths of residual blocks; where there are none, of the larger modules."""
     try:
         found = survey(network, record_of(network).preprocessing.input_size)
         blocks = [block.path for region in found.regions for block in found.blocks(region) if block.path]
     except InputError:
         blocks = []
-    larger = [
-        path for path, module in network.named_modules() if path and path.count(".") < _DEPTH and next(module.children(), None) is not None
-    ]
-    return list(dict.fromkeys(blocks or larger))
+    return list(dict.fromkeys(blocks or _larger_modules(network)))
+
+
+def _larger_modules(network: nn.Module, path: str = "") -> list[str]:
+    """Children with parts of their own; a sequence of such modules stands for those in it."""
+    found = []
+    for name, child in network.named_children():
+        if next(child.children(), None) is not None:
+            inside = _larger_modules(child, f"{path}{name}.") if isinstance(child, nn.Sequential) else []
+            found += inside or [f"{path}{name}"]
+    return found
 
 
 @torch.no_grad()

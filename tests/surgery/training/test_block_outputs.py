@@ -38,8 +38,13 @@ def test_bottlenecks_and_transformers() -> None:
 
 def test_networks_without_residual_blocks_are_matched_by_their_larger_modules() -> None:
     dense = torchvision.models.densenet121(weights=None)
-    found = matched_blocks(sized(dense), sized(dense))
-    assert {"features.denseblock1", "features.transition1", "features.denseblock4"} <= set(found)
+    kinds = [[f"features.denseblock{number}", f"features.transition{number}"] for number in range(1, 5)]
+    assert matched_blocks(sized(dense), sized(dense)) == [path for pair in kinds for path in pair][:-1]
+    google = torchvision.models.googlenet(weights=None, init_weights=False)
+    inceptions = [f"inception{name}" for name in "3a 3b 4a 4b 4c 4d 4e 5a 5b".split()]
+    assert matched_blocks(sized(google, 64), sized(google, 64)) == ["conv1", "conv2", "conv3", *inceptions]
+    plain = torchvision.models.vgg11(weights=None)
+    assert matched_blocks(sized(plain), sized(plain)) == ["features"]
 
 
 def test_blocks_of_another_width_are_left_out() -> None:

@@ -252,6 +252,17 @@ def test_a_converted_network_learns_its_teachers_blocks() -> None:
     assert history[-1] < 0.85 * history[0]
 
 
+def test_a_pcs_network_starts_where_its_teacher_is() -> None:
+    torch.manual_seed(0)
+    original = chansurg.load("cifar/resnet20")
+    student = chansurg.convert(original, "pcs").eval()
+    objective = Objective(student, Teacher(original, chansurg.record_of(student), 10), distill_logits=1.0, distill_blocks=1.0)
+    losses = objective(torch.randn(4, 3, 32, 32), torch.arange(4), MOMENT)
+    assert len(objective.blocks) == 9
+    assert losses.distillation.item() == 0.0
+    assert losses.task.item() > 0
+
+
 def test_closing_takes_every_hook_away() -> None:
     student, teacher = pair()
     Objective(student, teacher, distill_blocks=1.0).close()
