@@ -62,7 +62,8 @@ class PcsOptions:
         object.__setattr__(self, "shrink", str(shrink))
         if self.method == "truncation" and self.lambda_base is not None and self.lambda_base != PRESETS["B"]:
             raise _bad("lambda_base", self.lambda_base, "Truncation has no shrinking rate: leave --lambda-base out, or choose shrinking.")
-        rate = PRESETS.get(self.lambda_base or "B", self.lambda_base) if isinstance(self.lambda_base, str | None) else self.lambda_base
+        given = "B" if self.lambda_base is None else self.lambda_base
+        rate = PRESETS.get(given, given) if isinstance(given, str) else given
         self._number("lambda_base", rate, "Pass a number of at least 0, or A, B or C.", lambda value: value >= 0)
         self._number("alpha", self.alpha, "Pass a number above 0 and up to 1.", lambda value: 0 < value <= 1)
         self._number("closing", self.closing, "Pass a number from 0 up to, but not including, 1.", lambda value: 0 <= value < 1)
