@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from chansurg.surgery.errors import InputError, Refusal
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
+_GROUP = "group"
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
                 tensors[f"{index}.{key}"] = value
             else:
                 facts[f"{index}.{key}"] = value
+    for number, group in enumerate(state["param_groups"]):
+        tensors |= {f"{_GROUP}{number}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
     groups = [{key: value for key, value in group.items() if _is_json(value)} for group in state["param_groups"]]
     return tensors, {"values": facts, "groups": groups}
 
@@ -139,15 +142,17 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], facts
     """Inverse of :func:`optimizer_state`; tensors of their parameter's shape take its memory format too, so arithmetic stays the same."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
+    groups = [{**now, **then} for now, then in zip(optimizer.state_dict()["param_groups"], facts["groups"], strict=True)]
     for name, value in (*tensors.items(), *facts["values"].items()):
         index, _, key = name.partition(".")
+        if index.startswith(_GROUP):
+            groups[int(index.removeprefix(_GROUP))][key] = value.clone()
+            continue
         if isinstance(value, Tensor):
             parameter = parameters[int(index)]
             alike = value.shape == parameter.shape
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if alike else value.clone()
         state.setdefault(int(index), {})[key] = value
-    current = optimizer.state_dict()["param_groups"]
-    groups = [{**now, **then} for now, then in zip(current, facts["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

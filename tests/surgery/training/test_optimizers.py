@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import copy
+import json
 import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 import torchvision
+from safetensors.torch import load, save
 from torch import nn
 
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.training.checkpoints import optimizer_state, restore_optimizer
 from chansurg.surgery.training.optimizers import OPTIMIZERS, build_optimizer, default_learning_rate, parameter_groups
 from tests.networks import small
 from tests.networks.learning_gates import Gated
@@ -87,6 +91,30 @@ def test_every_optimizer_descends_and_leaves_protected_weights_undecayed(name: s
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_from_its_checkpoint_to_the_bit(name: str) -> None:
+    if name not in ("sgd", "adamw"):
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    whole, x = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)), torch.randn(8, 4)
+
+    def train(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(x).square().sum().backward()
+            optimizer.step()
+
+    optimizer = build_optimizer(whole, name, lr=0.01, weight_decay=0.1)
+    train(whole, optimizer)
+    broken = copy.deepcopy(whole)
+    resumed = build_optimizer(broken, name, lr=0.01, weight_decay=0.1)
+    tensors, facts = optimizer_state(optimizer)
+    restore_optimizer(resumed, load(save(tensors)), json.loads(json.dumps(facts)))
+    train(whole, optimizer)
+    train(broken, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
 
 
 def test_without_timm_its_optimizers_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
