@@ -21,19 +21,24 @@ from benchmarks.recovery.plot import draw
 from benchmarks.recovery.results import ResultFolder
 from benchmarks.recovery.rows import ROWS, Subject
 from benchmarks.recovery.running import run_row
+from benchmarks.recovery.subset import write_subset
 from benchmarks.recovery.table import render
 
 SHARED = Path("..") / "shared"
-QUICK = {"networks": "resnet20", "rows": "dense,pcs,pix,magnitude", "seeds": "0", "epochs": 1, "max_steps": 40}
+QUICK = {"networks": "resnet20", "rows": "dense,pcs,pix,magnitude", "seeds": "0", "epochs": 10, "images": 1000}
 
 
 def main() -> None:
     """Run what is missing, and write the table and the plot."""
     options = _options()
     settings: dict[str, Any] = {"epochs": options.epochs, "batch_size": options.batch_size}
-    settings |= {name: getattr(options, name) for name in ("max_steps", "lr") if getattr(options, name) is not None}
-    kept = {**settings, "share": options.target_macs, "shrink": options.shrink, "latency_batch": options.latency_batch}
-    folder = ResultFolder(options.out, kept)
+    settings |= {} if options.lr is None else {"lr": options.lr}
+    others = ("images", "target_macs", "shrink", "latency_batch")
+    folder = ResultFolder(options.out, {**settings, **{name: getattr(options, name) for name in others}})
+    data = options.data
+    if options.images is not None:
+        data = options.out / "subset.zip"
+        write_subset(options.data, data, options.images)
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", module="torch_pruning")
     for network in options.networks.split(","):
@@ -42,7 +47,7 @@ def main() -> None:
                 if folder.file(network, name, seed).exists():
                     continue
                 original = chansurg.load(options.models / f"{network}-cifar10jpeg.safetensors")
-                subject = Subject(original, options.data, seed, options.target_macs, options.shrink)
+                subject = Subject(original, data, seed, options.target_macs, options.shrink)
                 result = run_row(name, network, subject, folder, settings, options.latency_batch)
                 folder.add(result)
                 share = result.macs / result.original_macs
@@ -68,7 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of: {', '.join(ROWS)}")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--images", type=int, help="train on this many images, and validate on as many")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--target-macs", type=float, default=0.43, help="share of the original's; 17.6 M of ResNet-20's 41 M are 0.43")
@@ -76,7 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--latency-batch", type=int, default=1)
     parser.add_argument("--models", type=Path, default=SHARED / "models")
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "cifar10.zip")
-    parser.add_argument("--quick", action="store_true", help="few rows and few steps: at most 10 minutes on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="few rows and images: at most 10 minutes on 2 cores")
     given = parser.parse_args()
     if given.quick:
         parser.set_defaults(**QUICK)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 import chansurg
 from benchmarks.recovery.results import Result, ResultFolder
+from benchmarks.recovery.subset import write_subset
 from benchmarks.recovery.table import render
 
 
@@ -48,6 +50,19 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
 
     draw([result("dense", 0, 88.0), result("pcs", 0, 87.0)], {"dense": "dense", "pcs": "PCS"}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("top", ["", "pictures/"])
+def test_a_subset_has_the_same_number_of_each_class(tmp_path: Path, top: str) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for split, count in (("train", 6), ("val", 3)):
+            for index in range(2 * count):
+                archive.writestr(f"{top}{split}/{'ab'[index % 2]}/{index}.png", bytes([index]))
+    write_subset(tmp_path / "all.zip", tmp_path / "few.zip", 4)
+    with zipfile.ZipFile(tmp_path / "few.zip") as archive:
+        wanted = ["train/a/0.png", "train/a/10.png", "train/b/1.png", "train/b/11.png"]
+        assert archive.namelist() == [*wanted, *(f"val/{name}.png" for name in ("a/0", "a/2", "b/1", "b/3"))]
+        assert archive.read("train/a/10.png") == bytes([10])
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
