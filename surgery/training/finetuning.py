@@ -26,6 +26,7 @@ from chansurg.surgery.memory_format import to_channels_last
 from chansurg.surgery.opening import load
 from chansurg.surgery.training.augmentation import Augmentation, augmentation
 from chansurg.surgery.training.averaging import WeightAverage
+from chansurg.surgery.training.budget import Budget
 from chansurg.surgery.training.data import evaluation_transform, match_classes
 from chansurg.surgery.training.image_feed import ImageFeed
 from chansurg.surgery.training.library_images import LabelledImages, open_images
@@ -36,7 +37,7 @@ from chansurg.surgery.training.optimizers import build_optimizer, default_learni
 from chansurg.surgery.training.ordering import Course
 from chansurg.surgery.training.processes import Processes
 from chansurg.surgery.training.run_folder import RunFolder
-from chansurg.surgery.training.settings import Settings, settings_from
+from chansurg.surgery.training.settings import TARGETS, Settings, settings_from
 from chansurg.surgery.training.teacher import Teacher, classifier_outputs
 
 VERSION = 1
@@ -328,6 +329,7 @@ def _prepared(
     average = None if settings.ema is None else WeightAverage(network, settings.ema)
     mixes = settings.mixup > 0 or settings.cutmix > 0
     mixing = Mixing(classes, mixup=settings.mixup, cutmix=settings.cutmix, seed=settings.seed) if mixes else None
+    steering = _steering(network, settings)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     # Accelerate puts autocast around the network for good. Here it is put around each training step, so that validation runs in float32.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -346,11 +348,20 @@ def _prepared(
         optimizer=optimizer,
         mixing=mixing,
         average=average,
-        steering=None,
+        steering=steering,
         folder=None,
         finished=finished,
         progress=progress,
     )
+
+
+def _steering(network: nn.Module, settings: Settings) -> Budget | None:
+    """Who steers towards the target, where there is one."""
+    for name in TARGETS:
+        target = getattr(settings, name)
+        if target is not None:
+            return Budget(network, target, name.removeprefix("target_"))
+    return None
 
 
 def _kept(training: Training, settings: Settings) -> tuple[nn.Module, Mapping[str, Any]]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from chansurg.surgery.errors import ChansurgError, Refusal
 from chansurg.surgery.layer import Moment
 from chansurg.surgery.modes import eval_mode
 from chansurg.surgery.training.averaging import WeightAverage
+from chansurg.surgery.training.budget import Budget
 from chansurg.surgery.training.checkpoints import Checkpoint, optimizer_state, restore_optimizer, tensors_below
 from chansurg.surgery.training.evaluation import Evaluation, Tally
 from chansurg.surgery.training.image_feed import Batch, ImageFeed, in_order
@@ -43,22 +44,6 @@ class Diverged(Refusal):
     """The loss or the weights are not numbers any more; the state is not worth keeping."""
 
 
-class Steering(Protocol):
-    """Whoever steers a run towards a budget."""
-
-    def before_step(self, moment: Moment) -> float:
-        """The pressure on the recipes' layers for the step that comes."""
-
-    def state(self) -> dict[str, Any]:
-        """JSON values for :meth:`restore`."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state` was taken."""
-
-    def summary(self) -> dict[str, Any]:
-        """What was reached."""
-
-
 @dataclass(frozen=True)
 class Standing:
     """Where a run stands, for whoever watches it.
@@ -70,7 +55,7 @@ class Standing:
         epochs: of the whole run.
         loss: mean over the epoch so far.
         top1: on training images, over the epoch so far, in per cent.
-        images_per_second: over the epoch so far, all processes together.
+        images_per_second: over the epoch so far, all processes together, validation left out.
         seconds_left: until the run's end, at that pace.
         metrics: the epoch's line, where it has just ended.
     """
@@ -121,7 +106,7 @@ class Training:
     optimizer: Optimizer
     mixing: Mixing | None
     average: WeightAverage | None
-    steering: Steering | None
+    steering: Budget | None
     folder: RunFolder | None
     finished: Callable[[nn.Module, Mapping[str, Any]], nn.Module]
     progress: Callable[[Standing], None] | None = None
@@ -280,7 +265,7 @@ class Training:
         result = self.validate() if last or epoch % self.settings.val_every == 0 else None
         line |= {f"val_{key}": value for key, value in ({} if result is None else result.as_json()).items() if key != "images"}
         if self.steering is not None:
-            line |= {"pressure": self._pressure, **self.steering.summary()}
+            line |= {"pressure": self._pressure, "budget": self.steering.summary()}
         better = result is not None and (self.best is None or line["val_top1"] > self.best["val_top1"])
         if better:
             self.best = line
@@ -341,7 +326,8 @@ class Training:
         if self.progress is None or not self.processes.main:
             return
         loss, *_, correct, images = self._sums.tolist()
-        pace = max(self._seconds + time.monotonic() - self._since, 1e-9) / (images * self.processes.number)
+        taken = self._seconds + time.monotonic() - self._since if metrics is None else metrics["seconds"]
+        pace = max(taken, 1e-9) / (images * self.processes.number)
         left = (self.course.steps - self.step) * self.course.images_a_step * pace
         epochs = self._epoch(self.course.steps)
         now = (self.step, self.course.steps, self._epoch(self.step), epochs)
