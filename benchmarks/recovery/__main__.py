@@ -25,7 +25,16 @@ from benchmarks.recovery.subset import write_subset
 from benchmarks.recovery.table import render
 
 SHARED = Path("..") / "shared"
-QUICK = {"networks": "resnet20", "rows": "dense,pcs,pix,magnitude", "seeds": "0", "epochs": 10, "images": 1000}
+QUICK = {
+    "networks": "resnet20",
+    "rows": "dense,pcs,pix,magnitude",
+    "seeds": "0",
+    "epochs": 10,
+    "images": 1000,
+    # Gates need some hundred steps to close.
+    "batch_size": 20,
+    "lr": 0.015,
+}
 
 
 def main() -> None:
