@@ -50,6 +50,7 @@ def main() -> None:
         write_subset(options.data, data, options.images)
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", module="torch_pruning")
+    failed: list[str] = []
     for network in options.networks.split(","):
         for seed in map(int, options.seeds.split(",")):
             for name in options.rows.split(","):
@@ -57,20 +58,31 @@ def main() -> None:
                     continue
                 original = chansurg.load(options.models / f"{network}-cifar10jpeg.safetensors")
                 subject = Subject(original, data, seed, options.target_macs, options.shrink)
-                result = run_row(name, network, subject, folder, settings, options.latency_batch)
+                try:
+                    result = run_row(name, network, subject, folder, settings, options.latency_batch)
+                except chansurg.ChansurgError as error:  # the other rows have their turn
+                    failed.append(f"{network} {name} seed {seed}: {error}")
+                    print(failed[-1], flush=True)
+                    continue
                 folder.add(result)
                 share = result.macs / result.original_macs
                 print(f"{network} {name} seed {seed}: {result.top1:.2f} % at {share:.1%}, {result.seconds / 60:.1f} min", flush=True)
                 _report(folder)
-    _report(folder)
-    print((folder.path / "table.md").read_text(), end="")
+    if results := _report(folder):
+        print(results, end="")
+    if failed:
+        raise SystemExit("These rows failed, and will be tried again:\n" + "\n".join(failed))
 
 
-def _report(folder: ResultFolder) -> None:
-    titles = {name: row.title for name, row in ROWS.items()}
-    if results := folder.all():
-        (folder.path / "table.md").write_text(render(results, titles))
-        draw(results, titles, folder.path / "plot.png")
+def _report(folder: ResultFolder) -> str:
+    """Write table and plot, where there is any result; gives the table."""
+    titles, results = {name: row.title for name, row in ROWS.items()}, folder.all()
+    if not results:
+        return ""
+    table = render(results, titles)
+    (folder.path / "table.md").write_text(table)
+    draw(results, titles, folder.path / "plot.png")
+    return table
 
 
 def _options() -> argparse.Namespace:

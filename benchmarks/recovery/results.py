@@ -23,7 +23,7 @@ class Result:
         original_params: likewise.
         latency_ms: median time for one batch.
         original_latency_ms: the original network's, timed in turn with it.
-        seconds: how long the row took, training included.
+        seconds: how long its training took, validation left out.
         notes: what else is worth knowing: a slicing's errors, say.
     """
 

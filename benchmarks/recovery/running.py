@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,17 @@ def run_row(name: str, network: str, subject: Subject, folder: ResultFolder, set
         latency_batch: images a batch when timed.
     """
     row = ROWS[name]
-    started = time.perf_counter()
-    trained = _trained(row, folder.file(network, row.training or name, subject.seed, ""), subject, settings)
-    small = row.finish(trained).eval()
-    seconds = time.perf_counter() - started
+    output = folder.file(network, row.training or name, subject.seed, ".safetensors")
+    small = row.finish(_trained(row, output, subject, settings)).eval()
     accuracy = chansurg.evaluate(small, subject.data, split="val").top1
     counts, before = chansurg.count(small), chansurg.count(subject.original)
     milliseconds, originals = _latencies(small, subject.original, latency_batch)
     notes: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "latency_batch": latency_batch}
+    metrics = (output.with_name(f"{output.name}.run") / "metrics.jsonl").read_text().splitlines()
+    seconds = sum(json.loads(line)["seconds"] for line in metrics)
     journal = chansurg.record_of(small).journal
     if journal and journal[-1].kind == "slice":
-        notes["slice"] = dict(journal[-1].results)
+        notes["slice"] = {name: value for name, value in journal[-1].results.items() if not isinstance(value, dict)}
     return Result(
         network,
         name,
@@ -59,9 +59,9 @@ def run_row(name: str, network: str, subject: Subject, folder: ResultFolder, set
     )
 
 
-def _trained(row: Row, stem: Path, subject: Subject, settings: dict[str, Any]) -> nn.Module:
+def _trained(row: Row, output: Path, subject: Subject, settings: dict[str, Any]) -> nn.Module:
     """The row's network after fine-tuning."""
-    weights = stem.with_name(f"{stem.name}.weights.safetensors")
+    weights = output.with_suffix(".weights.safetensors")
     network = row.prepare(subject)
     if weights.exists():
         network.load_state_dict(load_file(weights))
@@ -70,7 +70,7 @@ def _trained(row: Row, stem: Path, subject: Subject, settings: dict[str, Any]) -
     trained: nn.Module = chansurg.finetune(
         network,
         subject.data,
-        output=stem.with_name(f"{stem.name}.safetensors"),
+        output=output,
         teacher=copy.deepcopy(subject.original),
         seed=subject.seed,
         **{**settings, **steering, **row.settings},

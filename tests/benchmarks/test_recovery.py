@@ -116,6 +116,9 @@ def test_a_row_is_trained_once_for_all_that_take_its_network(tmp_path: Path, mon
 
     def finetune(network: nn.Module, data: Path, **settings: object) -> nn.Module:
         trained.append(settings)
+        run = Path(f"{settings['output']}.run")
+        run.mkdir()
+        (run / "metrics.jsonl").write_text('{"seconds": 1.5}\n{"seconds": 2.0}\n')
         with torch.no_grad():
             network.linear.bias += 1  # type: ignore[union-attr, operator]
         return network
@@ -135,3 +138,4 @@ def test_a_row_is_trained_once_for_all_that_take_its_network(tmp_path: Path, mon
     assert results[0].top1 == results[1].top1
     assert results[0].macs == results[0].original_macs
     assert results[0].latency_ms > 0
+    assert [result.seconds for result in results] == [3.5, 3.5]
