@@ -231,8 +231,7 @@ def _against_passing(node: fx.Node, flowing: set[fx.Node]) -> str | None:
     if function_name(node) not in ("mul", "imul", "multiply", "truediv", "itruediv", "div", "divide"):
         return None
     for other in node.all_input_nodes:
-        shape, product = shape_of(other), shape_of(node)
-        if other in flowing or shape is None or product is None or max(shape[1:], default=1) == 1:
+        if other in flowing or _is_one_for_all_channels(other, node):
             continue
         if other.op == "get_attr":
             return f"it is multiplied by a parameter at {path_of(node)}"
@@ -241,6 +240,14 @@ def _against_passing(node: fx.Node, flowing: set[fx.Node]) -> str | None:
         if conv_of(other) is None and linear_of(other) is None:
             return f"it is multiplied by something whose channels cannot go at {path_of(node)}"
     return None
+
+
+def _is_one_for_all_channels(factor: fx.Node, product: fx.Node) -> bool:
+    """Whether ``factor`` has one number for an image, or is no tensor."""
+    shape, whole = shape_of(factor), shape_of(product)
+    if shape is None or whole is None:
+        return shape is None
+    return max(((1,) * (len(whole) - len(shape)) + shape)[1:], default=1) == 1
 
 
 def _check_hidden(node: fx.Node, readers: list[Reader]) -> None:

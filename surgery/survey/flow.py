@@ -3,6 +3,9 @@
 A tensor of numbers that stand for the channels is sent along the graph. What only moves elements about is carried out on it, so that
 flattening, shuffling, splitting and concatenation need no rules of their own; what works on each channel by itself passes it on; and where
 something reads the channels, the flow ends, with the channel that each of the reader's inputs comes from.
+
+The number of a channel is its index and one; 0 stands for what is no channel of the flow, and -1 for zeros that padding adds, which are
+as good as any channel's.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from chansurg.surgery.gating import Gate
 from chansurg.surgery.survey.kinds import (
@@ -33,17 +37,11 @@ from chansurg.surgery.survey.regions import Region
 _MOVING = frozenset(
     (
         "view reshape flatten unflatten permute transpose movedim chunk split tensor_split getitem cat concat concatenate stack unbind "
-        "squeeze unsqueeze narrow select flip roll pad channel_shuffle swapaxes"
+        "squeeze unsqueeze narrow select flip roll channel_shuffle swapaxes"
     ).split()
 )
-_MOVING_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Flatten,
-    nn.Unflatten,
-    nn.ChannelShuffle,
-    nn.modules.padding._ConstantPadNd,
-    nn.modules.padding._ReflectionPadNd,
-    nn.modules.padding._ReplicationPadNd,
-)
+_MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
+_ZEROS = -1.0
 _REDUCING = frozenset(("mean", "sum", "amax", "amin"))
 _MULTIPLYING = frozenset(("mul", "imul", "multiply"))
 _DIVIDING = frozenset(("truediv", "itruediv", "div", "divide"))
@@ -150,7 +148,7 @@ class _Following:
         if origins is None:
             self._end(node, "other", f"{path_of(node)} works across another axis than the channels")
         else:
-            self._readers.append(Reader(node, kind, "", tuple(int(number) - 1 if number else None for number in origins.tolist())))
+            self._readers.append(Reader(node, kind, "", tuple(int(number) - 1 if number > 0 else None for number in origins.tolist())))
 
     def _pass(self, node: fx.Node, numbers: Any) -> None:
         self._passed.append(node)
@@ -169,6 +167,8 @@ class _Following:
         if is_neutral(node) or self._activates(node):
             self._pass(node, numbers)
             return True
+        if name == "pad" or isinstance(module, nn.modules.padding._ConstantPadNd):
+            return self._pad(node, numbers)
         if is_pooling(node):
             return self._pool(node, numbers)
         if name in _REDUCING:
@@ -182,16 +182,23 @@ class _Following:
         return name in _HOMOGENEOUS or (not self._homogeneous and name in _KEEPING_ZERO)
 
     def _move(self, node: fx.Node) -> bool:
-        value = getattr(module_of(node), "value", 0) if module_of(node) is not None else 0
-        if function_name(node) == "pad":
-            value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else 0)
-        if value not in (0, None):
-            return False
         try:
             moved = self._evaluate(node)
         except Exception:  # whatever a foreign call may raise on numbers that are not what it expects
             return False
         self._pass(node, moved)
+        return True
+
+    def _pad(self, node: fx.Node, numbers: Tensor) -> bool:
+        module: Any = module_of(node)
+        given: dict[str, Any] = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+        if module is not None:
+            given = {"pad": module.padding, "value": getattr(module, "value", 0)}
+        if given.get("mode", "constant") != "constant" or given.get("value") not in (0, None):
+            return False
+        if not all(isinstance(side, int) for side in given["pad"]):
+            return False
+        self._pass(node, functional.pad(numbers, list(given["pad"]), value=_ZEROS))
         return True
 
     def _pool(self, node: fx.Node, numbers: Tensor) -> bool:
@@ -254,7 +261,8 @@ class _Following:
 def _along(numbers: Tensor, axis: int) -> Tensor | None:
     """The numbers along one axis, ``[C]``, where they do not vary along the others."""
     by_axis = numbers.movedim(axis, 0).flatten(1)
-    return by_axis[:, 0] if bool((by_axis == by_axis[:, :1]).all()) else None
+    found = by_axis.amax(1)
+    return found if bool(((by_axis == found[:, None]) | (by_axis == _ZEROS)).all()) else None
 
 
 def _activation_name(node: fx.Node) -> str:

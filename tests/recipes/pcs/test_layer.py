@@ -201,6 +201,35 @@ def test_the_running_salience_moves_once_a_step_by_all_of_its_images(alpha: floa
     assert made.running_salience.tolist() == pytest.approx(running, rel=1e-13, abs=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "progress", "lowered"),
+    [
+        ({}, 0.5, [0, 3]),
+        ({"shrink": "1/2"}, 0.5, [0]),  # 1 and 0 are selected
+        ({}, 0.8, []),  # nothing shrinks any more
+        ({"method": "truncation"}, 0.5, []),
+        ({"selection": "input"}, 0.5, []),
+        ({"shrink": "0"}, 0.5, []),
+    ],
+    ids=str,
+)
+def test_what_is_selected_and_all_but_shut_gets_a_margin_where_it_opens(
+    arguments: dict[str, Any], progress: float, lowered: list[int]
+) -> None:
+    """Entries 0, 1 and 3 are all but shut by their average; 0 and 3 are open for this batch. Three of the four may go."""
+    made = SalienceGate(4, 4, **{"shrink": "3/4", **arguments}).train()
+    made.reset_parameters(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        made.fc2.bias.copy_(torch.tensor([-2.99, -4.0, -1.0, -2.99]))
+        made.running_salience.copy_(torch.tensor([1e-3, 0.0, 0.3, 1e-2]))
+    before = made.fc2.bias.tolist()
+    made(torch.ones(2, 4, 3, 3), torch.ones(2, 4, 3, 3))
+    made.step_taken(Moment(progress))
+    changed = [i for i, (old, new) in enumerate(zip(before, made.fc2.bias.tolist(), strict=True)) if new != old]
+    assert changed == lowered
+    assert all(made.fc2.bias[i] < before[i] for i in lowered)
+
+
 def test_several_processes_keep_one_book() -> None:
     """Two processes with unequal batches follow one with all images."""
     one = gate().double().train()
