@@ -25,6 +25,9 @@ RATIO = 4
 BATCH = 256
 """The batch size that the paper's shrinking rates are meant for."""
 _AVERAGES = ("running_salience", "importance", "sensitivity")
+_ALL_BUT_SHUT = 1e-2
+_MARGIN = 0.1
+"""What the bias of an entry that is all but shut is lowered by, where it opens: in steps of the hard sigmoid's input."""
 _MEMORY = 0.99
 """How much of the sensitivity each backward pass leaves."""
 
@@ -255,11 +258,21 @@ class SalienceGate(Gate):
         self._batch = self._seen = None
         mean = torch.where(images > 0, raw / images.clamp(min=torch.finfo(images.dtype).tiny), running)
         running.copy_((1 - self.alpha) * running + self.alpha * mean)
-        self._watch(
-            (above > 0) | (images == 0),
-            watched_pass(self.closing, moment.progress, moment.epoch),
-            is_closing(self.closing, moment.progress),
-        )
+        closing = is_closing(self.closing, moment.progress)
+        if not closing and self.method == "shrinking" and self.selection == "running":
+            self._shut(above > 0)
+        self._watch((above > 0) | (images == 0), watched_pass(self.closing, moment.progress, moment.epoch), closing)
+
+    def _shut(self, alive: Tensor) -> None:
+        """Lower the bias of those selected entries that are zero for nearly all images and were not for one of the step's.
+
+        A hard sigmoid has no gradient below its lower end, so an entry comes to rest just there, and features that go on changing open it
+        again for an image here and there: in a run on ResNet-20 half of what was shut on average was never zero for a whole pass. This
+        gives it a margin.
+        """
+        selected = self.ranking()[: self._selected]
+        opened = alive[selected] & (self.running_salience[selected] < _ALL_BUT_SHUT)
+        self.fc2.bias.index_add_(0, selected, opened.to(self.fc2.bias.dtype), alpha=-_MARGIN)
 
     def _watch(self, alive: Tensor, now: int, is_closing: bool) -> None:
         """Take in what one step saw alive, ``[entries]``, while pass ``now`` is watched.

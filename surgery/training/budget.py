@@ -89,8 +89,10 @@ class Budget:
             return self._rate
         self._reviewed = review
         released = (part - _FIRST) / (_RELEASED - _FIRST)
+        if released <= 0.0:
+            return self._rate
         if not self._complete:
-            self._release(1.0 - (1.0 - self.target) * min(1.0, max(0.0, released)))
+            self._release(1.0 - (1.0 - self.target) * min(1.0, released))
             self._complete = released >= 1.0
         else:
             self._rate = min(self._rate * _GROWTH, _RATE * _MOST)
