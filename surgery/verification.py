@@ -93,8 +93,8 @@ def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = N
         if not outputs:
             return _incomparable(f"their outputs ({type(expected).__name__}) hold no floating-point tensors", errors, batch_size)
         for p, q in outputs:
-            worst_abs = max(worst_abs, _gap(p, q).max().item() if p.numel() else 0.0)
-            worst_rel = max(worst_rel, _relative(_gap(p, q).max(), _numbers(p).abs().max()) if p.numel() else 0.0)
+            worst_abs = max(worst_abs, gap(p, q).max().item() if p.numel() else 0.0)
+            worst_rel = max(worst_rel, relative(gap(p, q).max(), finite_numbers(p).abs().max()) if p.numel() else 0.0)
         if outputs and outputs[0][0].ndim == 2:
             agreed += (outputs[0][0].argmax(1) == outputs[0][1].argmax(1)).tolist()
     tolerance = max(RELATIVE_TOLERANCE.get(dtype, 1e-5), RELATIVE_TOLERANCE.get(_dtype(b), 1e-5))
@@ -116,19 +116,21 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _gap(p: Tensor, q: Tensor) -> Tensor:
+def gap(p: Tensor, q: Tensor) -> Tensor:
     """Absolute differences, in float64. The same infinity, or NaN on both sides, is no difference; on one side it is an infinite one."""
     p, q = p.double(), q.double().to(p.device)
     same = (p == q) | (p.isnan() & q.isnan())
     return (p - q).abs().masked_fill(same, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def _numbers(p: Tensor) -> Tensor:
+def finite_numbers(p: Tensor) -> Tensor:
+    """The numbers in float64, with zeros for what is not finite."""
     return p.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _relative(gap: Tensor, size: Tensor) -> float:
-    ratio = (gap / size).item() if size and gap else gap.item()
+def relative(difference: Tensor, size: Tensor) -> float:
+    """A difference over what it is a difference of; itself where that is zero."""
+    ratio = (difference / size).item() if size and difference else difference.item()
     return math.inf if math.isnan(ratio) else ratio
 
 
@@ -144,7 +146,7 @@ def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = Non
             if against is None:
                 seen[path] = output.detach().clone()
             elif path in against and against[path].shape == output.shape:
-                seen[path] = _relative(_gap(against[path], output).norm(), _numbers(against[path]).norm())
+                seen[path] = relative(gap(against[path], output).norm(), finite_numbers(against[path]).norm())
 
         return hook
 

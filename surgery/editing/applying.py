@@ -24,6 +24,7 @@ from chansurg.surgery.forwards.rewriting import (
     bypass,
     called_children,
     find_call,
+    give_back_original,
     graph_hash,
     insert_before,
     install,
@@ -113,7 +114,9 @@ def perform(
             case _:
                 assert_never(edit)
     for owner in rewritten:
-        install(network.get_submodule(owner), graphs[owner])
+        module = network.get_submodule(owner)
+        if not give_back_original(module, owner, signatures[owner], graphs[owner]):
+            install(module, graphs[owner])
     return hashes
 
 

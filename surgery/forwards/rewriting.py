@@ -177,6 +177,28 @@ def install(module: nn.Module, graph: fx.Graph) -> None:
     module.__class__ = Forward(original_class(module), code.src, code.globals).rewritten
 
 
+def give_back_original(module: nn.Module, path: str, concrete: Mapping[str, Any], graph: fx.Graph) -> bool:
+    """Give the module its original class again where that already does what ``graph`` says; whether it was done.
+
+    Args:
+        module: rewritten before.
+        path: its path in the network.
+        concrete: as for :func:`trace_forward`.
+        graph: what its forward is to do now.
+    """
+    rewritten, base = type(module), original_class(module)
+    if base is rewritten:
+        return False
+    module.__class__ = base
+    try:
+        if graph_hash(trace_forward(module, path, concrete)) == graph_hash(graph):
+            return True
+    except TraceFailure:
+        pass
+    module.__class__ = rewritten
+    return False
+
+
 def original_class(module: nn.Module) -> type[nn.Module]:
     """The class a module had before its forward was ever rewritten."""
     base: type[nn.Module] = getattr(type(module), "rewritten_from", type(module))

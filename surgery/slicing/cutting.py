@@ -10,9 +10,9 @@ import numpy as np
 
 from chansurg.surgery.edits import Address, Edit, LayerSpec, Narrow, Replace
 from chansurg.surgery.slicing.couplings import Couplings, Widths
+from chansurg.surgery.slicing.facts import Layer
 from chansurg.surgery.slicing.formulas import Bools, Ints
 from chansurg.surgery.survey.kinds import path_of
-
 
 Reasons = dict[str, dict[str, list[int]]]
 """For each layer by path: reason -> the channels that it holds for."""
