@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from chansurg.surgery.architecture import Architecture
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.reading.builders import build
 
 Prepare = Callable[[nn.Module], nn.Module]
@@ -141,8 +142,13 @@ def _tie_again(model: nn.Module, ties: Mapping[str, tuple[str, ...]]) -> None:
 
 
 def _follow_dtype(model: nn.Module, state: Mapping[str, Tensor], persistent: set[str]) -> None:
-    """Where the file is all of one half-precision dtype, buffers that it does not contain follow, as with ``model.half()``."""
-    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    """Where the file is all of one half-precision dtype, buffers that it does not contain follow, as with ``model.half()``.
+
+    The buffers of recipes' layers do not count: averages may be kept more precisely than the network.
+    """
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, RecipeLayer)]
+    averages = {f"{path}.{name}" for path, layer in layers for name, _ in layer.named_buffers()}
+    dtypes = {tensor.dtype for name, tensor in state.items() if tensor.is_floating_point() and name not in averages}
     if len(dtypes) != 1 or not dtypes & {torch.float16, torch.bfloat16}:
         return
     (dtype,) = dtypes
