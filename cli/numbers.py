@@ -30,19 +30,22 @@ def difference(value: float | None) -> str:
     return "not finite" if value is None or not math.isfinite(value) else f"{value:.3g}"
 
 
-def counts_table(before: Mapping[str, int], after: Mapping[str, int] | None = None) -> Table:
-    """The four counts; with ``after`` also what they became, and the ratio."""
+def counts_table(before: Mapping[str, int], after: Mapping[str, int] | None = None, *, original: Mapping[str, int] | None = None) -> Table:
+    """The four counts; with ``after`` also what they became, and the ratio; with ``original`` also what they were at the very first."""
     if after is None:
         table = grid("", ">", ">")
         for key, name in COUNT_NAMES.items():
             table.add_row(name, large(before[key]), f"{before[key]:,}")
         return table
-    table = grid("", ">before", ">after", ">after / before")
+    first = [] if original is None else [original]
+    headings = [[">original"], [">after / original"]] if first else [[], []]
+    table = grid("", *headings[0], ">before", ">after", ">after / before", *headings[1])
     for key, name in COUNT_NAMES.items():
         if key not in before or key not in after:
             continue
-        ratio = f"{after[key] / before[key]:.3f}" if before[key] else "-"
-        table.add_row(name, large(before[key]), large(after[key]), ratio)
+        earlier = [large(counts[key]) if key in counts else "-" for counts in first]
+        ratios = [f"{after[key] / counts[key]:.3f}" if counts.get(key) else "-" for counts in (before, *first)]
+        table.add_row(name, *earlier, large(before[key]), large(after[key]), *ratios)
     return table
 
 

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from chansurg.surgery.files.lineage import undo as undo
     from chansurg.surgery.files.modelfile import save as save
     from chansurg.surgery.files.provenance import record_of as record_of
+    from chansurg.surgery.gating import masks as masks
     from chansurg.surgery.inspection import Inspection as Inspection
     from chansurg.surgery.inspection import inspect as inspect
     from chansurg.surgery.journal import Record as Record
     from chansurg.surgery.opening import load as load
     from chansurg.surgery.plan import Plan as Plan
     from chansurg.surgery.recipe import installed_recipes as installed_recipes
+    from chansurg.surgery.slicing.slicing import slice as slice
     from chansurg.surgery.training.evaluation import Evaluation as Evaluation
     from chansurg.surgery.training.evaluation import evaluate as evaluate
     from chansurg.surgery.training.finetuning import finetune as finetune
@@ -65,10 +67,12 @@ _HOMES = {
     "inspect": "inspection",
     "installed_recipes": "recipe",
     "load": "opening",
+    "masks": "gating",
     "plan": "converting",
     "recipe_loss": "training.recipe_loss",
     "record_of": "files.provenance",
     "save": "files.modelfile",
+    "slice": "slicing.slicing",
     "undo": "files.lineage",
     "verify": "verification",
 }

@@ -205,7 +205,10 @@ def _select_per_group(module: nn.modules.conv._ConvNd, groups: Sequence[Indices]
     """Slice the weight's inputs group by group; of a group that goes, the outputs go too, so its slices do not matter."""
     weight, width = module.weight, max(map(len, groups))
     rows = weight.detach().chunk(module.groups, 0)
-    kept = [row.index_select(1, torch.tensor(list(group or range(width)), device=weight.device)) for row, group in zip(rows, groups, strict=True)]
+    kept = [
+        row.index_select(1, torch.tensor(list(group or range(width)), device=weight.device))
+        for row, group in zip(rows, groups, strict=True)
+    ]
     joined = torch.cat(kept, 0)
     module.weight = nn.Parameter(to_channels_last(joined) if is_channels_last(weight) else joined, requires_grad=weight.requires_grad)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chansurg.surgery import gating
 from chansurg.surgery.converting import apply
+from chansurg.surgery.counting import count
 from chansurg.surgery.editing.applying import perform
 from chansurg.surgery.errors import Refusal
 from chansurg.surgery.files.provenance import attach, record_of, refuse_wrapped, with_input_size
@@ -98,11 +99,8 @@ def slice(
 def original_counts(model: nn.Module) -> dict[str, int]:
     """Counts of the network before anything was done to it, as the journal has them; of the network as it is where that is empty."""
     journal = record_of(model).journal
-    if not journal:
-        from chansurg.surgery.counting import count
-
-        return count(model).as_json()
-    return dict(journal[0].before)
+    now = count(model).as_json()
+    return {name: journal[0].before[name] for name in now} if journal else now
 
 
 def _with_masks(model: nn.Module, entries: Mapping[str, Tensor]) -> nn.Module:
@@ -132,5 +130,5 @@ def _nothing(made: Cut, masked: bool) -> Refusal:
         "None of the masked channels can be removed. Why they stay:\n    " + "\n    ".join(lines),
         where="the masks",
         not_done="Nothing was sliced, and nothing was written.",
-        to_do="Try --residual scatter, a smaller --multiple-of, or other masks.",
+        to_do="Use other masks; --residual scatter and --multiple-of 1 let the most channels go.",
     )
