@@ -22,8 +22,8 @@ SITES = [(256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7)]
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def medians_in_turn(calls: list[Callable[[], object]], device: str, rounds: int) -> list[float]:
-    """The median seconds of each call, the calls taking turns so that a busy machine is busy for all."""
+def seconds_in_turn(calls: list[Callable[[], object]], device: str, rounds: int) -> list[list[float]]:
+    """The seconds of each call in each round, the calls taking turns so that a busy machine is busy for all."""
     seconds: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 2):
         for call, taken in zip(calls, seconds, strict=True):
@@ -33,7 +33,7 @@ def medians_in_turn(calls: list[Callable[[], object]], device: str, rounds: int)
                 torch.cuda.synchronize()
             if turn >= 2:
                 taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
+    return seconds
 
 
 def main() -> None:
@@ -53,7 +53,8 @@ def main() -> None:
             ready = [layer.eval().to(options.device, memory_format=memory_format) for layer in layers]
             runs = [torch.compile(layer) if options.compile else layer for layer in ready]
             with torch.no_grad():
-                conv, contiguous, strided = medians_in_turn([partial(run, x) for run in runs], options.device, options.rounds)
+                seconds = seconds_in_turn([partial(run, x) for run in runs], options.device, options.rounds)
+            conv, contiguous, strided = map(statistics.median, seconds)
             ratios = f"{conv / contiguous:10.2f}x {conv / strided:8.2f}x"
             print(f"{f'{channels} -> {outputs} @{size}':>16} {layout:>14} {conv * 1e3:9.3f} {ratios}")
 

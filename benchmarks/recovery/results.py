@@ -23,6 +23,7 @@ class Result:
         original_params: likewise.
         latency_ms: median time for one batch.
         original_latency_ms: the original network's, timed in turn with it.
+        latency_spread: distance of the quartiles over the median, the larger of both.
         seconds: how long its training took, validation left out.
         notes: what else is worth knowing: a slicing's errors, say.
     """
@@ -37,6 +38,7 @@ class Result:
     original_params: int
     latency_ms: float
     original_latency_ms: float
+    latency_spread: float
     seconds: float
     notes: dict[str, Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import chansurg
-from benchmarks.pix_layer import medians_in_turn
+from benchmarks.pix_layer import seconds_in_turn
 from benchmarks.recovery.results import Result, ResultFolder
 from benchmarks.recovery.rows import ROWS, Row, Subject
 
@@ -36,26 +37,26 @@ def run_row(name: str, network: str, subject: Subject, folder: ResultFolder, set
     small = row.finish(_trained(row, output, subject, settings)).eval()
     accuracy = chansurg.evaluate(small, subject.data, split="val").top1
     counts, before = chansurg.count(small), chansurg.count(subject.original)
-    milliseconds, originals = _latencies(small, subject.original, latency_batch)
+    latency, original_latency, spread = _latencies(small, subject.original, latency_batch)
     notes: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "latency_batch": latency_batch}
     metrics = (output.with_name(f"{output.name}.run") / "metrics.jsonl").read_text().splitlines()
-    seconds = sum(json.loads(line)["seconds"] for line in metrics)
     journal = chansurg.record_of(small).journal
     if journal and journal[-1].kind == "slice":
         notes["slice"] = {name: value for name, value in journal[-1].results.items() if not isinstance(value, dict)}
     return Result(
-        network,
-        name,
-        subject.seed,
-        accuracy,
-        counts.macs,
-        counts.params,
-        before.macs,
-        before.params,
-        milliseconds,
-        originals,
-        seconds,
-        notes,
+        network=network,
+        row=name,
+        seed=subject.seed,
+        top1=accuracy,
+        macs=counts.macs,
+        params=counts.params,
+        original_macs=before.macs,
+        original_params=before.params,
+        latency_ms=latency,
+        original_latency_ms=original_latency,
+        latency_spread=spread,
+        seconds=sum(json.loads(line)["seconds"] for line in metrics),
+        notes=notes,
     )
 
 
@@ -81,10 +82,11 @@ def _trained(row: Row, output: Path, subject: Subject, settings: dict[str, Any])
     return trained.cpu()
 
 
-def _latencies(network: nn.Module, original: nn.Module, batch_size: int) -> tuple[float, float]:
-    """Median milliseconds of both on the CPU, timed in turn."""
+def _latencies(network: nn.Module, original: nn.Module, batch_size: int) -> tuple[float, float, float]:
+    """Median milliseconds of both on the CPU, timed in turn; and how far apart quartiles lie, over the median, at worst."""
     images = torch.rand(batch_size, *chansurg.record_of(original).preprocessing.input_size)
     with torch.inference_mode():
         calls = [partial(module.eval(), images) for module in (network, copy.deepcopy(original))]
-        mine, its = medians_in_turn(calls, "cpu", ROUNDS)
-    return 1e3 * mine, 1e3 * its
+        quartiles = [statistics.quantiles(seconds, n=4) for seconds in seconds_in_turn(calls, "cpu", ROUNDS)]
+    mine, its = (1e3 * median for _, median, _ in quartiles)
+    return mine, its, max((upper - lower) / median for lower, median, upper in quartiles)

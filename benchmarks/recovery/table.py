@@ -12,6 +12,9 @@ HEADER = (
     "| minutes |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
+NOISE = 0.25
+"""From this spread on a speed-up is marked: something else was running."""
+
 
 def by_row(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
     """Results of one network and row together, over all seeds."""
@@ -42,6 +45,7 @@ def _line(network: str, title: str, group: Sequence[Result], dense: Mapping[int,
     def middle(number: Callable[[Result], float]) -> float:
         return statistics.mean(map(number, group))
 
+    noisy = any(result.latency_spread > NOISE for result in group)
     gaps = [result.top1 - dense[result.seed] for result in group if result.seed in dense]
     cells = [
         network,
@@ -53,7 +57,7 @@ def _line(network: str, title: str, group: Sequence[Result], dense: Mapping[int,
         f"{middle(lambda result: result.macs / result.original_macs):.1%}",
         f"{middle(lambda result: result.params) / 1e3:.0f} k",
         f"{middle(lambda result: result.latency_ms):.2f}",
-        f"{middle(lambda result: result.speedup):.2f}x",
+        f"{middle(lambda result: result.speedup):.2f}x{' (noisy)' if noisy else ''}",
         f"{middle(lambda result: result.seconds) / 60:.1f}",
     ]
     return f"| {' | '.join(cells)} |"

@@ -14,8 +14,8 @@ from benchmarks.recovery.subset import write_subset
 from benchmarks.recovery.table import render
 
 
-def result(row: str, seed: int, top1: float, macs: int = 20_000_000) -> Result:
-    return Result("resnet20", row, seed, top1, macs, 150_000, 40_000_000, 270_000, 2.0, 3.0, 90.0, {"threads": 1})
+def result(row: str, seed: int, top1: float, macs: int = 20_000_000, spread: float = 0.1) -> Result:
+    return Result("resnet20", row, seed, top1, macs, 150_000, 40_000_000, 270_000, 2.0, 3.0, spread, 90.0, {"threads": 1})
 
 
 def test_results_come_back_as_they_were(tmp_path: Path) -> None:
@@ -42,6 +42,10 @@ def test_seeds_are_taken_together_and_compared_with_the_dense_network_of_the_sam
 
 def test_one_seed_has_no_spread() -> None:
     assert " 87.50 |  | " in render([result("pcs", 0, 87.5)], {"pcs": "PCS"})
+
+
+def test_timings_on_a_busy_machine_are_marked() -> None:
+    assert "| 1.50x (noisy) |" in render([result("pcs", 0, 87.5, spread=0.6)], {"pcs": "PCS"})
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
