@@ -206,8 +206,8 @@ class Couplings:
         for layer in rules.layers:
             labels = layer.outputs
             going = removed[labels]
-            if not going.any():
-                continue
+            if layer.inputs is None or not going.any():
+                continue  # a norm or depthwise convolution is as wide as what it is given
             kept = int((~going).sum())
             wanted = min(len(labels), max(1, -(-kept // multiple_of)) * multiple_of)
             if kept >= wanted:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partialmethod
 from typing import Any
 
-from chansurg.surgery.slicing.slots import Slots
+from chansurg.surgery.slicing.slots import Slots, SlotTable
 
 
 class Extent(int):
@@ -37,6 +37,14 @@ class Extent(int):
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     setattr(Extent, f"__{_name}__", partialmethod(Extent._computed, function=getattr(operator, _name)))
     setattr(Extent, f"__r{_name}__", partialmethod(Extent._reflected, function=getattr(operator, _name)))
+
+
+def counted(table: SlotTable, values: Iterable[Any], where: str) -> None:
+    """See that tensors whose sizes enter the computation as numbers keep them."""
+    for value in values:
+        for slots, dim in value.sources if isinstance(value, Extent) else ():
+            if table.varies(slots, dim):
+                table.block(slots.labels, f"its number of channels enters the computation at {where}")
 
 
 def extents(slots: Slots) -> tuple[Extent, ...]:

@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 from chansurg.surgery.editing.narrowing import reason_against
 from chansurg.surgery.gating import Gate
 from chansurg.surgery.slicing.elementwise import combined, is_combination, scaled
-from chansurg.surgery.slicing.extents import extents
+from chansurg.surgery.slicing.extents import counted
 from chansurg.surgery.slicing.facts import Addition, Facts, Grouped, Layer, Reader
 from chansurg.surgery.slicing.formulas import FALSE, TRUE, Ints
-from chansurg.surgery.slicing.movement import is_movement, joined, moved
+from chansurg.surgery.slicing.movement import joined, moved
+from chansurg.surgery.slicing.nodes import NoRule, attribute, is_movement, shapes, shares_storage, what, works_in_place
 from chansurg.surgery.slicing.scatter import ScatterAdd
 from chansurg.surgery.slicing.slots import Channels, Slots, SlotTable, described, spread, together
 from chansurg.surgery.slicing.zeros import is_unary, keeps_zero
@@ -39,15 +40,10 @@ from chansurg.surgery.survey.kinds import (
 )
 
 _REDUCTIONS = frozenset(("mean", "sum", "amax", "amin"))
-_IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv", "setitem"))
 
 
 class Unknown:
     """What came out of an operation of which not even the shape is known."""
-
-
-class NoRule(Exception):
-    """An operation that is not understood; the message is the reason why what it touches stays."""
 
 
 def label(survey: Survey) -> tuple[SlotTable, Facts]:
@@ -87,15 +83,15 @@ class Labelling(fx.Interpreter):
                 self.table.block(leaf.labels, "it is what the network puts out" if not self.region.path else "untraced code takes it")
             return None
         first = n.all_input_nodes[0] if n.all_input_nodes else n
-        self.storage[n] = self.storage.get(first, first) if _shares_storage(n) else n
+        self.storage[n] = self.storage.get(first, first) if shares_storage(n) else n
         unknown = any(isinstance(leaf, Unknown) for leaf in tree_leaves((args, kwargs)))
         try:
             if unknown:
                 raise NoRule(f"its channels go through {path_of(n)}, whose input is not understood")
             if not slots:
-                return getattr(self, n.op)(n.target, args, kwargs)
+                return self._computed(n, args, kwargs)
             result = self._described(n, args, kwargs)
-            for shape, found in zip(_shapes(n), [leaf for leaf in tree_leaves(result) if isinstance(leaf, Slots)], strict=False):
+            for shape, found in zip(shapes(n), [leaf for leaf in tree_leaves(result) if isinstance(leaf, Slots)], strict=False):
                 if shape is not None and shape != found.shape:
                     raise NoRule(f"its channels go through {path_of(n)}, whose shapes are not understood")
         except Exception as error:  # foreign operations may fail in any way on what stands for their tensors
@@ -103,8 +99,15 @@ class Labelling(fx.Interpreter):
             for leaf in slots:
                 self.table.block(leaf.labels, reason)
             result = self._fixed(n, reason)
-        if _works_in_place(n) and not (is_unary(n) and keeps_zero(n)):
+        if works_in_place(n) and not (is_unary(n) and keeps_zero(n)):
             self._forget_aliases(n)
+        return result
+
+    def _computed(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What does not depend on the network's input, or only on its sizes."""
+        result = getattr(self, n.op)(n.target, args, kwargs)
+        if isinstance(result, (float, Tensor)):
+            counted(self.table, tree_leaves((args, kwargs)), path_of(n))
         return result
 
     def _given(self, node: fx.Node) -> Any:
@@ -121,10 +124,10 @@ class Labelling(fx.Interpreter):
         return Slots(torch.from_numpy(slot).view((1,) * len(shape)).expand(shape), torch.zeros((), dtype=torch.int64).expand(shape), 0)
 
     def _fixed(self, node: fx.Node, reason: str) -> Any:
-        shapes = _shapes(node)
-        if not shapes or any(shape is None for shape in shapes):
+        known = shapes(node)
+        if not known or any(shape is None for shape in known):
             return Unknown()
-        made = [self._stuck(shape, reason) for shape in shapes if shape is not None]
+        made = [self._stuck(shape, reason) for shape in known if shape is not None]
         return made[0] if "shape" in node.meta else tuple(made)
 
     def _forget_aliases(self, node: fx.Node) -> None:
@@ -142,7 +145,7 @@ class Labelling(fx.Interpreter):
         name, module = function_name(n), module_of(n)
         source = args[0] if args else None
         if name in ("getattr", "size", "dim", "ndimension", "numel"):
-            return _attribute(name, source, args[1:], kwargs, n)
+            return attribute(name, source, args[1:], kwargs, n)
         if name == "getitem" and isinstance(source, (list, tuple)):
             return source[args[1]]
         if isinstance(module, Gate):
@@ -155,7 +158,7 @@ class Labelling(fx.Interpreter):
         if is_combination(n):
             return self._combined(n, args, kwargs)
         if not isinstance(source, Slots):
-            raise NoRule(f"its channels go through {_what(n)}")
+            raise NoRule(f"its channels go through {what(n)}")
         rule = self._rule(n)
         return rule(n, source, args, kwargs)
 
@@ -179,7 +182,7 @@ class Labelling(fx.Interpreter):
             return self._reduced
         if is_neutral(n):
             return lambda n, source, args, kwargs: source
-        raise NoRule(f"its channels go through {_what(n)}")
+        raise NoRule(f"its channels go through {what(n)}")
 
     def _channels(self, n: fx.Node, slots: Slots, dim: int) -> Channels:
         found = self.table.channels(slots, dim)
@@ -246,7 +249,7 @@ class Labelling(fx.Interpreter):
     def _pool(self, n: fx.Node, source: Slots, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slots:
         shape = shape_of(n)
         if shape is None or len(shape) < 3 or shape[:2] != source.shape[:2]:
-            raise NoRule(f"its channels go through {_what(n)}")
+            raise NoRule(f"its channels go through {what(n)}")
         given = self._channels(n, source, 1)
         return described(given.labels, given.zero, 1, shape, source.depth)
 
@@ -333,6 +336,7 @@ class Labelling(fx.Interpreter):
 
     def _combined(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slots:
         a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
+        counted(self.table, (a, b), path_of(n))
         if is_addition(n) and isinstance(a, Slots) and isinstance(b, Slots) and not kwargs:
             cut = self._cut(n, a, b)
             if cut is not None:
@@ -364,45 +368,3 @@ class Labelling(fx.Interpreter):
         changed = self.storage.get(n.all_input_nodes[0], n.all_input_nodes[0])
         names = [node for node, root in self.storage.items() if (root is changed or node is changed) and node is not n]
         return any(self.order[user] > self.order[n] for name in names for user in name.users)
-
-
-def _attribute(name: str, source: Any, rest: tuple[Any, ...], kwargs: dict[str, Any], node: fx.Node) -> Any:
-    """A size of a tensor, or what else can be asked of it without its numbers."""
-    if not isinstance(source, Slots):
-        raise NoRule(f"{name} is asked of what is no tensor")
-    wanted = rest[0] if name == "getattr" else name
-    if wanted in ("shape", "size"):
-        sizes = extents(source)
-        dim = kwargs.get("dim", rest[0] if rest and name == "size" else None)
-        return sizes if dim is None else sizes[dim]
-    origin = node.all_input_nodes[0]
-    empty = torch.empty(source.shape, device="meta", dtype=origin.meta.get("dtype", torch.float32))
-    value = getattr(empty, wanted)
-    value = value() if callable(value) else value
-    if isinstance(value, Tensor):
-        raise NoRule(f"its channels go through {wanted} at {path_of(node)}")
-    return value
-
-
-def _shapes(node: fx.Node) -> list[tuple[int, ...] | None]:
-    """The shapes that the survey noted for what a node puts out."""
-    if "shape" in node.meta:
-        return [shape_of(node)]
-    return list(node.meta.get("shapes", ()))
-
-
-def _what(node: fx.Node) -> str:
-    module = module_of(node)
-    what = type(module).__name__ if module is not None else function_name(node) or node.op
-    return f"{what} at {path_of(node)}"
-
-
-def _works_in_place(node: fx.Node) -> bool:
-    """Whether a node changes its first input in memory, or may."""
-    method = node.op == "call_method" and str(node.target).endswith("_")
-    return method or function_name(node) in _IN_PLACE or bool(getattr(module_of(node), "inplace", False)) or "inplace" in node.kwargs
-
-
-def _shares_storage(node: fx.Node) -> bool:
-    """Whether what a node puts out may lie in the memory of its input."""
-    return _works_in_place(node) or is_movement(node) or is_neutral(node)

@@ -14,27 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from chansurg.surgery.slicing.extents import Extent, plain
+from chansurg.surgery.slicing.nodes import PARTS, NoRule
 from chansurg.surgery.slicing.slots import Slots, SlotTable
 from chansurg.surgery.survey.kinds import function_name, module_of, path_of
-
-# fmt: off
-_FREELY = frozenset((
-    "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "squeeze", "unsqueeze", "flatten", "ravel",
-    "pixel_unshuffle", "repeat_interleave",
-))
-# fmt: on
-_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelUnshuffle)
-_RESHAPES = frozenset(("view", "reshape", "unflatten"))
-_PARTS = frozenset(("chunk", "tensor_split", "split", "split_with_sizes", "unbind"))
-
-
-def is_movement(node: fx.Node) -> bool:
-    """Whether :func:`moved` knows what the node calls."""
-    module = module_of(node)
-    if module is not None:
-        return isinstance(module, _MODULES) or type(module).__name__ == "Permute"
-    name = function_name(node)
-    return name in _FREELY or name in _RESHAPES or name in _PARTS or name in ("getitem", "expand", "expand_as", "roll", "flip")
 
 
 def moved(table: SlotTable, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -53,12 +35,18 @@ def moved(table: SlotTable, node: fx.Node, args: Sequence[Any], kwargs: dict[str
     rest, named = plain(tuple(args[1:])), {key: plain(value) for key, value in kwargs.items()}
     if name == "getitem":
         return _indexed(table, node, source, args[1])
-    if name in _PARTS:
+    if name in PARTS:
         return _parts(table, node, source, rest, named)
     if name in ("roll", "flip"):
         _keep_along(table, node, source, _dims(rest, named, "dims", 1 if name == "roll" else 0, len(source.shape)))
     if name == "expand_as":
         rest = (args[1].shape,)
+    if name == "squeeze" and not rest and not named:
+        raise NoRule(f"which dimensions go at {path_of(node)} depends on how many channels there are")
+    if name == "expand":
+        sizes = _sizes(args[1:], kwargs)
+        ahead = len(sizes) - len(source.shape)
+        _keep_along(table, node, source, [dim for dim, size in enumerate(sizes[ahead:]) if not isinstance(size, Extent) and size != -1])
     function = _function(node)
     if name == "view":
         return _reshaped(table, node, source, _run(source, torch.Tensor.reshape, *rest), _sizes(args[1:], kwargs))
@@ -144,7 +132,7 @@ def _parts(table: SlotTable, node: fx.Node, source: Slots, rest: tuple[Any, ...]
 def _indexed(table: SlotTable, node: fx.Node, source: Slots, index: Any) -> Slots:
     items = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(item, Tensor) for item in items):
-        raise ValueError("it is indexed by a tensor")
+        raise NoRule(f"its channels are taken by a tensor of numbers at {path_of(node)}")
     taken = sum(1 for item in items if item is not None and item is not Ellipsis)
     if Ellipsis in items:
         place = items.index(Ellipsis)

@@ -98,9 +98,9 @@ def slice(
 
 def original_counts(model: nn.Module) -> dict[str, int]:
     """Counts of the network before anything was done to it, as the journal has them; of the network as it is where that is empty."""
-    journal = record_of(model).journal
     now = count(model).as_json()
-    return {name: journal[0].before[name] for name in now} if journal else now
+    first = next((entry.before for entry in record_of(model).journal if entry.before), now)
+    return {name: first[name] for name in now}
 
 
 def _with_masks(model: nn.Module, entries: Mapping[str, Tensor]) -> nn.Module:
