@@ -1,0 +1,104 @@
+"""A budget steers gates to a share of the original's cost: what it promises at each moment, and where it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import small
+from torch import nn
+
+import chansurg
+from chansurg.surgery.gating import gates
+from chansurg.surgery.layer import Moment
+from chansurg.surgery.training.budget import QUANTITIES, Budget
+
+UNTIL = 0.75  # where shrinking ends by default
+
+
+def gated(shrink: str = "1/2") -> nn.Module:
+    torch.manual_seed(0)
+    network = chansurg.convert(small.small(), "pcs", shrink=shrink, input_size=(3, 32, 32))
+    for gate in gates(network).values():
+        gate.sensitivity.uniform_(generator=torch.Generator().manual_seed(gate.entries))
+    return network
+
+
+def released(network: nn.Module) -> dict[str, int]:
+    return {path: gate.allowance or 0 for path, gate in gates(network).items()}
+
+
+def shut(network: nn.Module) -> None:
+    """Drop what is released, as training does in the end."""
+    for gate in gates(network).values():
+        gate.mask[gate.ranking()[: gate.allowance]] = False
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_what_is_released_costs_the_target_once_it_is_gone(quantity: str) -> None:
+    network = gated()
+    whole = getattr(chansurg.count(small.small(), (3, 32, 32)), quantity)
+    target = (Budget(network, 0.99, quantity).floor + 1) / 2
+    budget = Budget(network, target, quantity)
+    budget.before_step(Moment(0.7))
+    shut(network)
+    sliced = chansurg.slice(network, input_size=(3, 32, 32))
+    assert getattr(chansurg.count(sliced, (3, 32, 32)), quantity) / whole == pytest.approx(budget.share(), abs=1e-12)
+    assert budget.summary() == {"quantity": quantity, "target": target, "reached": budget.share(), "within_tolerance": True}
+
+
+def test_more_and_more_is_released_and_then_the_rate_grows() -> None:
+    network = gated()
+    budget = Budget(network, 0.7, "macs")
+    totals, rates = [], []
+    for progress in torch.linspace(0, UNTIL - 1e-6, 60).tolist():
+        rates.append(budget.before_step(Moment(progress)))
+        totals.append(sum(released(network).values()))
+    assert totals == sorted(totals)
+    assert totals[0] == 0 < totals[15] < totals[-1]
+    assert rates == sorted(rates)
+    assert rates[20] == rates[0] < rates[-1]
+    assert budget.before_step(Moment(0.9)) == rates[-1]
+    assert sum(released(network).values()) == totals[-1]
+
+
+def test_cheap_entries_and_shut_ones_go_first() -> None:
+    network = gated()
+    paths = list(gates(network))
+    budget = Budget(network, 0.9, "macs")
+    dear, cheap = paths[0], paths[-1]
+    for path, gate in gates(network).items():
+        gate.sensitivity.fill_(1e-9 if path == cheap else 1.0)
+    gates(network)[dear].running_salience[3] = 0.0
+    budget.before_step(Moment(0.7))
+    assert released(network)[dear] >= 1
+    assert gates(network)[dear].ranking()[0] == 3
+    assert released(network)[cheap] > 1
+    assert not any(count for path, count in released(network).items() if path not in (dear, cheap))
+
+
+def test_a_target_under_the_floor_is_refused_with_the_floor() -> None:
+    network = gated("1/4")
+    with pytest.raises(chansurg.InputError, match=r"under 0\.\d+, the least") as refused:
+        Budget(network, 0.1, "macs")
+    assert f"{Budget(network, 1.0, 'macs').floor:.3f}" in refused.value.to_do
+    assert "--target-macs" in refused.value.where
+    Budget(gated("3/4"), 0.6, "macs")
+
+
+def test_a_network_without_gates_is_refused() -> None:
+    with pytest.raises(chansurg.InputError, match="no gate") as refused:
+        Budget(small.small(), 0.5, "params")
+    assert "--target-params" in refused.value.where
+
+
+def test_a_restored_budget_goes_on_alike() -> None:
+    one, other = gated(), gated()
+    budget = Budget(one, 0.7, "macs")
+    for progress in (0.1, 0.3, 0.5):
+        budget.before_step(Moment(progress))
+    resumed = Budget(other, 0.7, "macs")
+    resumed.restore(budget.state())
+    assert released(one) == released(other)
+    for progress in (0.52, 0.6, 0.7):
+        assert budget.before_step(Moment(progress)) == resumed.before_step(Moment(progress))
+        assert released(one) == released(other)
