@@ -11,6 +11,7 @@ that is shut, so it does not end above it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -134,16 +135,16 @@ class Budget:
         return float(getattr(cost, self.quantity)) / self._original
 
     def _release(self, share: float) -> None:
-        """Let gates shrink the entries with the lowest prices, as few as bring the cost down to ``share``."""
+        """Let gates shrink the entries with the lowest prices, as many as bring the cost nearest to ``share``."""
         offers = sorted(offer for path, gate in self.gates.items() for offer in self._offers(path, gate))
-        fewest, most = 0, len(offers)
-        while fewest < most:
-            middle = (fewest + most) // 2
-            if self._share(Counter(path for *_, path in offers[:middle])) > share:
-                fewest = middle + 1
-            else:
-                most = middle
-        taken = Counter(path for *_, path in offers[:fewest])
+
+        def left(count: int) -> float:
+            return self._share(Counter(path for *_, path in offers[:count]))
+
+        count = bisect_left(range(len(offers)), -share, key=lambda count: -left(count))
+        if count and left(count - 1) - share < share - left(count):
+            count -= 1
+        taken = Counter(path for *_, path in offers[:count])
         for path, gate in self.gates.items():
             gate.allowance = taken[path]
 

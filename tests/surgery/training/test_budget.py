@@ -43,7 +43,9 @@ def test_what_is_released_costs_the_target_once_it_is_gone(quantity: str) -> Non
     shut(network)
     sliced = chansurg.slice(network, input_size=(3, 32, 32))
     assert getattr(chansurg.count(sliced, (3, 32, 32)), quantity) / whole == pytest.approx(budget.share(), abs=1e-12)
-    assert budget.summary() == {"quantity": quantity, "target": target, "reached": budget.share(), "within_tolerance": True}
+    close = abs(budget.share() - target) <= 0.02 * target
+    assert budget.summary() == {"quantity": quantity, "target": target, "reached": budget.share(), "within_tolerance": close}
+    assert budget.share() == pytest.approx(target, abs=0.02), "one entry of this small network is up to four per cent"
 
 
 def test_more_and_more_is_released_and_then_the_rate_grows() -> None:
