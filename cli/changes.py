@@ -62,6 +62,13 @@ def changes(edits: Sequence[Edit], before: dict[str, str], after: dict[str, str]
     return [change for change in in_order if change.before != change.after]
 
 
+def scaled_tensors(edits: Sequence[Edit], names: Iterable[str]) -> set[str]:
+    """Those of the named tensors that the edits multiply."""
+    tensors = {f"{edit.path}.weight" for edit in edits if isinstance(edit, Scale)}
+    tensors |= {f"{edit.path}.bias" for edit in edits if isinstance(edit, Scale) and edit.side == "out"}
+    return tensors & set(names)
+
+
 def changes_table(found: Iterable[Change], *, every: bool) -> Table:
     """The changes by block; without ``every``, neighbouring blocks that change alike share their rows."""
     groups: dict[str, list[Change]] = {}

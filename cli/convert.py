@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from chansurg.cli.changes import Change, changes, changes_table, layers_at
+from chansurg.cli.changes import Change, changes, changes_table, layers_at, scaled_tensors
 from chansurg.cli.interrupts import stop_if_interrupted
 from chansurg.cli.left_alone import show_skipped
 from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, existing_input, given_path, read_model, stem
@@ -68,7 +68,9 @@ def convert(
     network = chansurg.apply(network, plan, inplace=True, seed=seed)
     entry = chansurg.record_of(network).journal[-1]
     found = changes(plan.edits, before, layers_at(network, plan.edits))
-    kept = len(network.state_dict()) - len(entry.new) - len(entry.sliced)
+    state = network.state_dict()
+    scaled = len(scaled_tensors(plan.edits, set(state) - set(entry.sliced)))
+    kept = len(state) - len(entry.new) - len(entry.sliced) - scaled
     stop_if_interrupted()
     if not dry_run:
         chansurg.save(network, target, overwrite=force)
@@ -86,11 +88,11 @@ def convert(
             "uncounted": list(entry.uncounted),
         },
         line="nothing was written" if dry_run else str(target),
-        show=lambda: _show(report, plan, entry, found, kept, None if dry_run else target, seconds),
+        show=lambda: _show(report, plan, entry, found, (kept, scaled), None if dry_run else target, seconds),
     )
 
 
-def _show(report: Report, plan: Plan, entry: Entry, found: list[Change], kept: int, target: Path | None, seconds: float) -> None:
+def _show(report: Report, plan: Plan, entry: Entry, found: list[Change], old: tuple[int, int], target: Path | None, seconds: float) -> None:
     out = report.out
     options = " ".join(f"{flag(name)} {value}" for name, value in plan.options.items() if value is not None)
     report.say(Text.assemble((plan.recipe, "bold"), f": {counted(len(plan.sites), 'site')}, {counted(len(plan.edits), 'edit')}"))
@@ -101,7 +103,8 @@ def _show(report: Report, plan: Plan, entry: Entry, found: list[Change], kept: i
     out.print(counts_table(entry.before, entry.after))
     if stopped := broke_off(entry.uncounted):
         report.say(stopped, style="dim")
-    out.print(f"\ntensors: {kept} kept, {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed")
+    kept = f"{old[0]} kept, {old[1]} scaled" if old[1] else f"{old[0]} kept"
+    out.print(f"\ntensors: {kept}, {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed")
     if target is None:
         out.print(f"A dry run: nothing was written ({seconds:.1f} s).")
     else:

@@ -12,6 +12,7 @@ from rich.text import Text
 from chansurg.cli.model_options import given_path
 from chansurg.cli.numbers import broke_off, counted, counts_table
 from chansurg.cli.reporting import Report
+from chansurg.surgery.edits import Scale
 from chansurg.surgery.recipe import flag
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ def _show_entry(report: Report, number: int, entry: Entry) -> None:
     options = " ".join(f"{flag(name)} {value}" for name, value in entry.options.items() if value is not None)
     report.say(Text.assemble(f"\n{number}. ", (f"{entry.recipe} ", "bold"), options))
     report.say(f"   from {_parent(number, entry)}, seed {entry.seed}, {counted(len(entry.edits), 'edit')}")
-    report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; all others kept")
+    scaled = len({edit.path for edit in entry.edits if isinstance(edit, Scale)})
+    others = f"those of {counted(scaled, 'layer')} scaled; all others kept" if scaled else "all others kept"
+    report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; {others}")
     if entry.before and entry.after:
         report.out.print(Padding.indent(counts_table(entry.before, entry.after), 3))
     if stopped := broke_off(entry.uncounted):

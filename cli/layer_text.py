@@ -26,9 +26,12 @@ def scale_text(edit: Scale) -> str:
     """What a layer is multiplied by: ``times 2``, ``inputs times 2``, ``3 inputs times 0.25 to 1.5``."""
     factors = edit.factors if isinstance(edit.factors, tuple) else (edit.factors,)
     least, most = f"{min(factors):.3g}", f"{max(factors):.3g}"
-    what = {"in": "inputs", "out": "outputs" if edit.channels is not None else ""}[edit.side]
-    how_many = "" if edit.channels is None else f"{len(edit.channels)}"
-    return " ".join(part for part in (how_many, what, "times", least if least == most else f"{least} to {most}") if part)
+    what = {"in": "inputs", "out": "outputs"}[edit.side]
+    if edit.channels is not None:
+        what = f"{len(edit.channels)} {what if len(edit.channels) != 1 else what.removesuffix('s')}"
+    elif edit.side == "out":
+        what = ""  # all that it puts out: the layer as a whole
+    return f"{what} times {least if least == most else f'{least} to {most}'}".strip()
 
 
 def _convolution(name: str, module: Any) -> str:

@@ -212,14 +212,14 @@ class SalienceGate(Gate):
             seen = torch.stack([raw.sum(0), (salience != 0).sum(0).to(raw.dtype), images])
             self._seen = seen if self._seen is None else self._seen + seen
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _felt(self, salience: Tensor) -> Tensor:
         """The same numbers; the gradient that the features send back to them is noted, and the shrinking loss's is not."""
         if not salience.requires_grad:
             return salience
         felt = salience.view_as(salience)
         numbers = salience.detach()
-        felt.register_hook(lambda gradient: self._note(gradient.detach() * numbers))
+        felt.register_hook(lambda gradient: self._note(gradient.detach() * numbers))  # type: ignore[no-untyped-call]
         return felt
 
     def _note(self, change: Tensor) -> None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import chansurg
+from chansurg.cli.changes import changes
 from chansurg.recipes.pix import RECIPE
 from chansurg.surgery import recipe as registry
+from chansurg.surgery.edits import Address, LayerSpec, Narrow, Replace, Scale
 from chansurg.surgery.recipe import option
 from tests.cli.conftest import Cli
 
@@ -310,3 +312,51 @@ def test_the_options_of_every_recipe_are_in_the_help(cli: Cli) -> None:
     assert "Options of other, pix" in shown
     assert "FRACTION" in shown
     assert "--no-flip" in shown
+
+
+def test_what_is_attached_and_scaled_is_shown(cli: Cli, resnet20: Path) -> None:
+    ran = cli("convert", resnet20, "--recipe", "pcs", "--shrink", "0.25")
+    assert "pcs: 19 sites, 38 edits" in ran.out
+    assert "--shrink 1/4 --lambda-base 6e-06" in ran.out
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert ["3", "alike", "conv1_salience", "-", "=>", "SalienceGate", "16", "->", "16"] in lines
+    assert "BatchNorm2d 16  =>  BatchNorm2d 16, times 2" in ran.out
+    assert "tensors: 78 kept, 38 scaled, 0 sliced, " in ran.out
+    told = cli("history", "resnet20-pcs.safetensors").out
+    assert "those of 19 layers scaled; all others kept" in told
+    document = cli("convert", resnet20, "--recipe", "pcs", "--json", "-o", "b.safetensors").document
+    assert {edit["op"] for edit in document["edits"]} == {"attach", "scale"}
+    assert "the same function" in cli("verify", resnet20, "b.safetensors").out
+
+
+@pytest.mark.parametrize(
+    ("edits", "before", "after", "shown"),
+    [
+        (
+            [Scale("fc", "in", 2.0)],
+            {"fc": "Linear 4 -> 2"},
+            {"fc": "Linear 4 -> 2"},
+            ("fc", "Linear 4 -> 2", "Linear 4 -> 2, inputs times 2"),
+        ),
+        (
+            [Narrow("fc", (0, 1)), Scale("fc", "in", (0.25, 1.5), (0, 1))],
+            {"fc": "Linear 4 -> 2"},
+            {"fc": "Linear 2 -> 2"},
+            ("fc", "Linear 4 -> 2", "Linear 2 -> 2, 2 inputs times 0.25 to 1.5"),
+        ),
+        (
+            [Scale("bn", "out", 2.0, (1,))],
+            {"bn": "BatchNorm2d 4"},
+            {"bn": "BatchNorm2d 4"},
+            ("bn", "BatchNorm2d 4", "BatchNorm2d 4, 1 output times 2"),
+        ),
+        (
+            [Replace(Address("", "operator.add"), "add_scatter", LayerSpec("engine.ScatterAdd"))],
+            {},
+            {"add_scatter": "ScatterAdd 3 -> 8"},
+            ("add_scatter", "operator.add", "ScatterAdd 3 -> 8"),
+        ),
+    ],
+)
+def test_how_an_edit_is_told(edits: list[Any], before: dict[str, str], after: dict[str, str], shown: tuple[str, str, str]) -> None:
+    assert [(change.path, change.before, change.after) for change in changes(edits, before, after)] == [shown]
