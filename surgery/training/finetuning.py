@@ -135,11 +135,7 @@ def carry_out(
     """:func:`finetune`, with what the run came to beside the network."""
     refuse_wrapped(model)
     with _own_randomness():
-        processes = Processes(settings)
-        try:
-            return _carry_out(model, data, settings, processes, output, teacher, restart, overwrite, progress)
-        finally:
-            processes.close()
+        return _carry_out(model, data, settings, Processes(settings), output, teacher, restart, overwrite, progress)
 
 
 def _carry_out(

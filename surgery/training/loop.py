@@ -262,7 +262,10 @@ class Training:
         self._require_sound()
         line = self._line()
         epoch, last = self._epoch(self.step), self.step == self.course.steps
-        result = self.validate() if last or epoch % self.settings.val_every == 0 else None
+        try:
+            result = self.validate() if last or epoch % self.settings.val_every == 0 else None
+        except Refusal as refusal:
+            raise self._diverged(refusal.what, self.step) from refusal
         line |= {f"val_{key}": value for key, value in ({} if result is None else result.as_json()).items() if key != "images"}
         if self.steering is not None:
             line |= {"pressure": self._pressure, "budget": self.steering.summary()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -112,16 +114,21 @@ class Processes:
             raise told[1]
         return told[0]  # type: ignore[return-value]  # what the main process's ``do`` returned
 
-    def close(self) -> None:
-        """End what was begun for several processes."""
-        self.accelerator.end_training()
-        _forget_earlier_runs()
-
 
 def _forget_earlier_runs() -> None:
-    """Accelerate keeps one state a process, and refuses a second run with another device or precision in it."""
+    """Accelerate keeps one state a process, and refuses a second run with another device or precision in it.
+
+    What connects several processes is kept, for the next run in them, until they end.
+    """
     from accelerate.state import AcceleratorState, GradientState
 
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+    connected = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not connected and "LOCAL_RANK" in os.environ:
+        atexit.register(_disconnect)
+    AcceleratorState._reset_state(reset_partial_state=not connected)
+    GradientState._reset_state()
+
+
+def _disconnect() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
