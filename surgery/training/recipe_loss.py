@@ -6,7 +6,7 @@ after the forward collects it, and is all that such a loop needs::
     gated = chansurg.convert(network, "pcs").train()
     for step, (images, labels) in enumerate(batches):
         logits = gated(images)
-        loss = F.cross_entropy(logits, labels) + chansurg.recipe_loss(gated, step / steps, steps=steps)
+        loss = F.cross_entropy(logits, labels) + chansurg.recipe_loss(gated, (step + 1) / steps, steps=steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -39,7 +39,7 @@ def recipe_loss(
 
     Args:
         model: a converted network, or one wrapped in DistributedDataParallel or by ``torch.compile``.
-        progress: how much of the run is done, from 0 to 1.
+        progress: how much of the run is done, this batch included, from above 0 to 1 for the last one.
         steps: optimizer steps of the whole run, where they are known.
         epoch: the share of the run that one pass over the data takes, from 0 to 1, where that is known.
         pressure: the rate at which gates shrink, in place of their own schedules.
@@ -58,7 +58,7 @@ def recipe_loss(
             f"Progress {progress} is not between 0 and 1.",
             where="chansurg.recipe_loss",
             not_done="The loss was not computed.",
-            to_do="Pass the share of the run that is done: step / steps.",
+            to_do="Pass the share of the run that is done: (step + 1) / steps.",
         )
     return layers_loss(model, Moment(progress, steps, epoch, pressure, mean, any), closes_step=closes_step)
 

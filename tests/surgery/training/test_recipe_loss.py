@@ -27,7 +27,7 @@ def test_a_loop_of_ones_own_closes_gates() -> None:
     images, labels = batch()
     optimizer = torch.optim.SGD(gated.parameters(), lr=0.5)
     for step in range(steps):
-        loss = F.cross_entropy(gated(images), labels) + 20 * chansurg.recipe_loss(gated, step / steps, steps=steps)
+        loss = F.cross_entropy(gated(images), labels) + 20 * chansurg.recipe_loss(gated, (step + 1) / steps, steps=steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
