@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
 from chansurg.surgery.architecture import Preprocessing
 from chansurg.surgery.training.data import Transform, channel_statistics, pixels_transform
@@ -109,7 +110,8 @@ class Normalise:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Scale to 0 to 1, subtract the mean, divide by the standard deviation."""
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+        scaled: Tensor = functional.to_dtype(pixels, torch.float32, scale=True)
+        return scaled.sub_(self.mean).div_(self.std)
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:

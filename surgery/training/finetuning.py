@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from chansurg.surgery.errors import InputError
@@ -364,7 +365,8 @@ def _kept(training: Training, settings: Settings) -> tuple[nn.Module, Mapping[st
     """The network that the output gets, and the metrics of its epoch."""
     if settings.keep == "best" and training.folder is not None:
         file, line = training.folder.read_best()
-        return load(file), line
+        training.result.load_state_dict(load_file(file), strict=False)  # a tied tensor is stored under one of its names
+        return training.result, line
     return training.result, training.metrics
 
 
