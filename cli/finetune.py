@@ -53,6 +53,10 @@ def finetune(
     teacher: Annotated[
         str | None, typer.Option("--teacher", metavar="MODEL", help="A network to distil from.", show_default=False, parser=given)
     ] = None,
+    teacher_arch: Annotated[
+        str | None,
+        typer.Option("--teacher-arch", metavar="NAME", help="Its architecture, as for --arch.", show_default=False),
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew; what the run has reached is thrown away.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT whatever it holds. The input is never replaced.")] = False,
     arch: Arch = None,
@@ -72,7 +76,8 @@ def finetune(
         inputs = [path for path in (existing_input(model), None if teacher is None else existing_input(teacher)) if path is not None]
         check_output(target, inputs=inputs, force=True)
         network = _network(report, model, data, chosen, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
-        outcome = _carried_out(report, network, data, chosen, target, teacher, restart=restart, force=force)
+        taught_by = None if teacher is None else read_model(report, teacher, teacher_arch, None, trust_pickle=trust_pickle)
+        outcome = _carried_out(report, network, data, chosen, target, taught_by, restart=restart, force=force)
         note_written(target)
         found = dict(outcome.results)
         document = {
@@ -109,7 +114,15 @@ def _network(
 
 
 def _carried_out(
-    report: Report, network: nn.Module, data: str, settings: Settings, target: Path, teacher: str | None, *, restart: bool, force: bool
+    report: Report,
+    network: nn.Module,
+    data: str,
+    settings: Settings,
+    target: Path,
+    teacher: nn.Module | None,
+    *,
+    restart: bool,
+    force: bool,
 ) -> Outcome:
     from chansurg.surgery.training.finetuning import carry_out
     from chansurg.surgery.training.run_folder import RunFolder
