@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import nn
 
-from chansurg.surgery.counting import count
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.provenance import record_of, unwrapped
 from chansurg.surgery.gating import Gate, gates
 from chansurg.surgery.layer import Moment
 from chansurg.surgery.slicing.couplings import Couplings
+from chansurg.surgery.slicing.slicing import original_counts
 from chansurg.surgery.survey import survey
 
 QUANTITIES = ("macs", "params", "memory_access")
@@ -64,11 +64,8 @@ class Budget:
                 not_done="Nothing was trained.",
                 to_do="Convert it first: `chansurg convert MODEL --recipe pcs`; or leave the target out.",
             )
-        record = record_of(network)
-        size = record.preprocessing.input_size
-        self._couplings = Couplings(survey(network, size))
-        before = record.journal[0].before if record.journal else count(network, size).as_json()
-        self._original = int(before[quantity])
+        self._couplings = Couplings(survey(network, record_of(network).preprocessing.input_size))
+        self._original = original_counts(network)[quantity]
         self.floor = self._share({path: gate.shrinkable for path, gate in self.gates.items()})
         if target < self.floor:
             raise InputError(

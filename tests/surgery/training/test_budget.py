@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from networks import small
 from torch import nn
 
 import chansurg
+from chansurg.surgery.files.provenance import attach
 from chansurg.surgery.gating import gates
+from chansurg.surgery.journal import Entry, Record
 from chansurg.surgery.layer import Moment
 from chansurg.surgery.training.budget import QUANTITIES, Budget
 
@@ -104,3 +108,10 @@ def test_a_restored_budget_goes_on_alike() -> None:
     for progress in (0.52, 0.6, 0.7):
         assert budget.before_step(Moment(progress)) == resumed.before_step(Moment(progress))
         assert released(one) == released(other)
+
+
+def test_the_original_is_the_network_before_its_first_conversion_though_it_was_trained_first() -> None:
+    network = small.small()
+    trained = attach(copy.deepcopy(network), Record(None).with_entry(Entry("finetune", 1, {}, 0, (), kind="finetune"), ""))
+    shares = [Budget(chansurg.convert(one, "pcs", input_size=(3, 32, 32)), 0.9, "macs").share() for one in (network, trained)]
+    assert shares[0] == shares[1] > 1, "gates cost something"
