@@ -111,6 +111,8 @@ def _site(survey: Survey, region: Region, node: fx.Node, inside_gates: set[fx.No
     conv = conv_of(node)
     if conv is None and linear_of(node) is None:
         raise NoSite("it is a transposed convolution")
+    if not tensor_inputs(node):
+        raise NoSite("what goes into it does not depend on the image")
     if node in inside_gates:
         raise NoSite("it works on pooled vectors that scale a map")
     first = node
@@ -267,7 +269,7 @@ def _followers(region: Region) -> dict[fx.Node, fx.Node]:
     followed: dict[fx.Node, fx.Node] = {}
     for node in region.nodes:
         conv = conv_of(node)
-        if conv is None or conv.groups == 1:
+        if conv is None or conv.groups == 1 or not tensor_inputs(node):
             continue
         at = tensor_inputs(node)[0]
         while len(at.users) == 1 and (is_norm(at) or is_activation(at) or is_neutral(at) or is_pooling(at)) and tensor_inputs(at):

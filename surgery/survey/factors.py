@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from chansurg.surgery.editing.scaling import reason_against_scaling
 from chansurg.surgery.edits import Scale
@@ -20,6 +20,8 @@ from chansurg.surgery.survey.flow import flow, homogeneous_activation
 from chansurg.surgery.survey.kinds import conv_of, is_neutral, is_norm, linear_of, module_of, path_of, shape_of, tensor_inputs
 from chansurg.surgery.survey.regions import Region
 from chansurg.surgery.survey.survey import Survey
+
+_HOMOGENEOUS = (nn.Identity, nn.ReLU, nn.LeakyReLU)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def _against(survey: Survey, region: Region, node: fx.Node, side: str) -> str | 
     module = module_of(node)
     if module is None:
         return "it is no module"
-    if any(True for _ in module.children()):
-        return "it does more than its kind"  # a norm with an activation of its own, say
+    # A library's norm may have an activation of its own.
+    if any(not isinstance(child, _HOMOGENEOUS) for child in module.children()):
+        return "it does more than its kind"
     return survey.uneditable(region, node, replaces=True) or reason_against_scaling(module, side, 1.0, None)

@@ -126,6 +126,19 @@ def test_a_conversion_is_the_same_function_bit_for_bit(name: str) -> None:
     assert len(gates(gated)) == len(plan.sites)
 
 
+def test_layers_on_tables_and_norms_with_activations_of_their_own() -> None:
+    """Swin v2 computes its position bias from a table; timm's norms hold their activation."""
+    x = images(64)
+    network = unsettled(torchvision.models.swin_v2_t(weights=None))
+    plan = chansurg.plan(network, "pcs", input_size=(3, 64, 64))
+    assert {site.kind for site in plan.sites} == {"feed-forward"}
+    assert "what goes into it does not depend on the image" in {skip.reason for skip in plan.skipped}
+    network = unsettled(pytest.importorskip("timm").create_model("repvgg_a0"))
+    plan = chansurg.plan(network, "pcs", input_size=(3, 64, 64))
+    assert len(plan.sites) > 40
+    assert torch.equal(outputs(chansurg.apply(network, plan, input_size=(3, 64, 64)), x), outputs(network, x))
+
+
 @pytest.mark.parametrize("name", ["small", "cifar-resnet20", "mobilenet_v3_small", "convnext", "vision_transformer", "swin"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_so_it_is_in_other_precisions(name: str, dtype: torch.dtype) -> None:
