@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -107,7 +108,9 @@ def _same_size(table: SlotTable, node: fx.Node, source: Slots, result: Slots, di
             continue
         theirs, ours = table.channels(other, place), table.channels(result, dim)
         if theirs is not None and ours is not None and len(theirs.labels) == len(ours.labels):
-            table.unite(theirs.labels, ours.labels)
+            here, there = table.roots(ours.labels), table.roots(theirs.labels)
+            if not np.array_equal(np.sort(here), np.sort(there)):  # the same channels in another order are as many
+                table.unite(here, there)
         elif table.varies(other, place):
             table.block(result.labels, f"it takes the size of another tensor at {path_of(node)}")
             table.block(other.labels, f"another tensor takes its size at {path_of(node)}")

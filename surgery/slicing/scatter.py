@@ -40,7 +40,8 @@ class ScatterAdd(RecipeLayer):
         if stage.dtype != branch.dtype:
             dtype = torch.promote_types(stage.dtype, branch.dtype)
             stage, branch = stage.to(dtype), branch.to(dtype)
-        return stage.index_add(self.channel_dim, self.index, branch)
+        # A copy keeps the layout in memory, which index_add by itself does not.
+        return stage.clone().index_add_(self.channel_dim, self.index, branch)
 
     def reason_against_narrowing(self, in_channels: Sequence[int] | None, out_channels: Sequence[int] | None) -> str | None:
         """``in_channels`` are the branch's, ``out_channels`` the stage's; what the branch keeps must have a place in the stage."""
