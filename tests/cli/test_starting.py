@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 
-COMMANDS = ("inspect", "recipes", "convert", "evaluate", "verify", "diff", "slice", "history", "undo")
+COMMANDS = ("inspect", "recipes", "convert", "finetune", "evaluate", "verify", "diff", "slice", "history", "undo")
 
 
 def python(code: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
