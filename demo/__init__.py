@@ -1,1 +1,1 @@
-"""A demonstration that needs no download: handwritten digits, a small residual network, PiX."""
+"""A demonstration that needs no download: handwritten digits, a small residual network, PiX and PCS."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 SEED = 0
 HELD_OUT = 500
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Bottleneck(nn.Module):
@@ -76,12 +75,6 @@ def digits() -> dict[str, tuple[Tensor, Tensor]]:
     split = train_test_split(grey, labels, test_size=HELD_OUT, random_state=SEED, stratify=labels)
     train_pixels, val_pixels, train_labels, val_labels = (torch.from_numpy(part) for part in split)
     return {"train": (train_pixels, train_labels), "val": (val_pixels, val_labels)}
-
-
-def as_input(grey: Tensor) -> Tensor:
-    """``[N, 8, 8]`` uint8 to ``[N, 3, 8, 8]`` float32, normalised by ImageNet's numbers, chansurg's default."""
-    rgb = grey[:, None].float().div(255).expand(-1, 3, -1, -1)
-    return (rgb - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def write_image_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""``make demo``: convert a small trained network with PiX, look at it from all sides, and win its accuracy back.
+"""``make demo``: a small trained network's whole life: converted by PiX and recovered; converted by PCS, shrunk, and sliced.
 
 Every command that is shown is run as shown; the files stay in ``demo-output/`` to be looked at.
 """
@@ -9,27 +9,33 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 import chansurg
 from chansurg.cli.application import run
-from demo.digits import write_image_folder
-from demo.training import train
+from demo.digits import HELD_OUT, write_image_folder
 
 OUTPUT = Path("demo-output")
 ORIGINAL = Path("demo/digits-resnet.safetensors")
 DATA = OUTPUT / "digits"
-CONVERTED = OUTPUT / "digits-resnet-pix.safetensors"
-RECOVERED = OUTPUT / "digits-resnet-pix-recovered.safetensors"
+PIX, PIX_TRAINED = OUTPUT / "pix.safetensors", OUTPUT / "pix-trained.safetensors"
+PCS, PCS_TRAINED = OUTPUT / "pcs.safetensors", OUTPUT / "pcs-trained.safetensors"
+SMALL, PLAIN = OUTPUT / "pcs-small.safetensors", OUTPUT / "pcs-plain.safetensors"
 FACTORY = "demo.digits:network"
-ARCH = ("--arch", FACTORY, "--input-size", "8")
-EPOCHS = 15
+ARCH = ("--arch", FACTORY)
+TRAINING = ("--data", DATA, "--augment", "none", "--val-every", "5")
+TEACHER = ("--teacher", ORIGINAL, "--teacher-arch", FACTORY)
 
 console = Console(highlight=False)
+
+
+def title(text: str) -> None:
+    """Begin a part of the story."""
+    console.print(f"\n[bold]{text}[/]", soft_wrap=True)
 
 
 def command(*arguments: str | Path) -> None:
@@ -41,50 +47,53 @@ def command(*arguments: str | Path) -> None:
         sys.exit(code)
 
 
-def recover() -> None:
-    """Train the converted network in a plain PyTorch loop and save it; the journal travels along."""
-    model = chansurg.load(CONVERTED, arch=FACTORY)
-    console.print(f"\n[bold]Recovering: {EPOCHS} epochs of an ordinary PyTorch training loop on the converted network[/]")
-    start = time.perf_counter()
-
-    def report(epoch: int, loss: float) -> None:
-        if epoch % 5 == 0:
-            console.print(f"epoch {epoch:2}  loss {loss:.4f}")
-
-    train(model, epochs=EPOCHS, learning_rate=0.05, report=report)
-    chansurg.save(model, RECOVERED)
-    console.print(f"{time.perf_counter() - start:.1f} s; wrote {RECOVERED}")
-
-
 def summary() -> Table:
-    """Accuracy and cost of the three networks."""
-    table = Table(title="digits, 500 held-out pictures", title_style="bold")
-    for column in ("", "top-1", "parameters", "MACs"):
+    """Accuracy and cost of every network on the way."""
+    table = Table(title=f"digits, {HELD_OUT} held-out pictures", title_style="bold")
+    for column in ("", "top-1", "parameters", "MACs", "MACs / original"):
         table.add_column(column, justify="left" if not column else "right")
-    entry = chansurg.history(CONVERTED).journal[-1]
-    rows: tuple[tuple[str, Path, Mapping[str, int]], ...] = (
-        ("original", ORIGINAL, entry.before),
-        ("converted", CONVERTED, entry.after),
-        ("recovered", RECOVERED, entry.after),
-    )
-    for name, file, counts in rows:
-        result = chansurg.evaluate(chansurg.load(file, arch=FACTORY, input_size=(8,)), DATA)
-        table.add_row(name, f"{result.top1:.1f} %", f"{counts['params']:,}", f"{counts['macs']:,}")
+    files = {
+        "original": ORIGINAL,
+        "PiX, converted": PIX,
+        "PiX, fine-tuned": PIX_TRAINED,
+        "PCS, converted": PCS,
+        "PCS, fine-tuned": PCS_TRAINED,
+        "PCS, sliced": SMALL,
+        "PCS, sliced, frozen": PLAIN,
+    }
+    original = 0
+    for name, file in files.items():
+        network = chansurg.load(file, arch=FACTORY)
+        cost, result = chansurg.count(network), chansurg.evaluate(network, DATA)
+        original = original or cost.macs
+        table.add_row(name, f"{result.top1:.1f} %", f"{cost.params:,}", f"{cost.macs:,}", f"{cost.macs / original:.3f}")
     return table
 
 
 def main() -> None:
     """Run the demonstration from the repository's root."""
     start = time.perf_counter()
+    torch.set_num_threads(1)  # so small a network would mostly wait for a second thread
     shutil.rmtree(OUTPUT, ignore_errors=True)
     write_image_folder(DATA)
     command("inspect", ORIGINAL, *ARCH)
-    command("evaluate", ORIGINAL, "--data", DATA, *ARCH)
-    command("convert", ORIGINAL, "--recipe", "pix", *ARCH, "-o", CONVERTED)
-    command("evaluate", CONVERTED, "--data", DATA, "--arch", FACTORY)
-    recover()
-    command("evaluate", RECOVERED, "--data", DATA, "--arch", FACTORY)
-    command("history", RECOVERED)
+    command("evaluate", ORIGINAL, *ARCH, "--data", DATA)
+
+    title("PiX takes the place of the squeezing convolutions; its new layers have to be trained.")
+    command("convert", ORIGINAL, *ARCH, "--recipe", "pix", "-o", PIX)
+    command("evaluate", PIX, *ARCH, "--data", DATA)
+    command("finetune", PIX, *ARCH, *TRAINING, "--epochs", "15", "-o", PIX_TRAINED)
+
+    title("PCS changes nothing at first; training then shrinks channels to zero, and slicing takes them out.")
+    command("convert", ORIGINAL, *ARCH, "--recipe", "pcs", "-o", PCS)
+    command("verify", ORIGINAL, PCS, *ARCH)
+    command("finetune", PCS, *ARCH, *TRAINING, "--epochs", "30", "--target-macs", "0.5", *TEACHER, "-o", PCS_TRAINED)
+    command("slice", PCS_TRAINED, *ARCH, "-o", SMALL)
+    command("evaluate", SMALL, *ARCH, "--data", DATA)
+    title("The same, with the saliences frozen and folded into the norms: a plain, narrower residual network.")
+    command("slice", PCS_TRAINED, *ARCH, "--freeze-salience", "--residual", "coupled", "-q", "-o", PLAIN)
+    command("history", PLAIN)
+
     console.print()
     console.print(summary())
     console.print(f"{time.perf_counter() - start:.0f} s in all; the files are in {OUTPUT}/", style="dim")
