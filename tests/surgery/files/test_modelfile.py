@@ -423,6 +423,21 @@ def test_a_file_of_schema_1_still_loads_and_computes_the_same(tmp_path: Path) ->
     assert any(isinstance(e, Narrow) for e in record.journal[-1].edits)
 
 
+def test_a_file_of_schema_2_still_loads_and_computes_the_same(tmp_path: Path) -> None:
+    shutil.copy(GOLDEN / "pcs-schema2.safetensors", tmp_path)
+    network = chansurg.load(tmp_path / "pcs-schema2.safetensors", arch=TINY)
+    expected = json.loads((GOLDEN / "pcs-schema2.json").read_text())
+    x = torch.linspace(-2, 2, 2 * 3 * 16 * 16).sin().reshape(2, 3, 16, 16)
+    assert torch.allclose(outputs(network, x), torch.tensor(expected["outputs"]), rtol=1e-4, atol=1e-5)
+    assert {path: kept.tolist() for path, kept in chansurg.masks(network).items()} == expected["masks"]
+    record = chansurg.history(tmp_path / "pcs-schema2.safetensors")
+    assert [(entry.kind, entry.recipe) for entry in record.journal] == [("convert", "pcs"), ("finetune", "finetune"), ("slice", "slice")]
+    assert [sorted({edit.op for edit in entry.edits}) for entry in record.journal] == [["attach", "scale"], [], ["narrow", "replace"]]
+    assert record.journal[1].results["steps"] == 12
+    assert record.journal[2].after == expected["after"]
+    assert record.class_names == ("blue", "green", "red")
+
+
 def test_a_file_loads_in_another_process(file: Path, converted: nn.Module) -> None:
     script = (
         "import sys, torch, chansurg; "
