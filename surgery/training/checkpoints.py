@@ -98,11 +98,11 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         part.replace(folder)
         _flush(folder.parent)
         _remove(old)
-    except (OSError, SafetensorError) as error:
-        if folder.exists() or old.exists() or not part.exists():
+    except (OSError, SafetensorError, Refusal) as error:
+        if folder.exists() or old.exists():
             recovered(folder)
         shutil.rmtree(part, ignore_errors=True)
-        raise _disk_failed(folder, error) from error
+        raise disk_failed(folder, error) from error
 
 
 def recovered(folder: Path) -> bool:
@@ -116,9 +116,10 @@ def recovered(folder: Path) -> bool:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove the folder and whatever a killed process left of it."""
-    for path in (_part(folder), _old(folder), folder):
-        _remove(path)
+    """Remove the folder and whatever a killed process left of it; killed itself, it leaves no part of a checkpoint under its name."""
+    if recovered(folder):
+        folder.replace(_part(folder))
+        _remove(_part(folder))
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -187,10 +188,12 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _disk_failed(folder: Path, error: Exception) -> Refusal:
+def disk_failed(folder: Path, error: Exception) -> Refusal:
+    """The error for a disk that would not take what a run has to keep."""
     full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in str(error)
+    full = full or "disk is full" in str(error)
     return Refusal(
-        "The disk is full." if full else f"A checkpoint could not be written: {error}",
+        "The disk is full." if full else f"What the run has reached could not be written: {error}",
         where=str(folder),
         not_done="The run stopped at its last step; the checkpoint before it is whole.",
         to_do="Free some space, and give the same command again: it goes on from there." if full else "Check the disk, and go on there.",

@@ -171,7 +171,7 @@ def _carry_out(
         entry = Entry(
             recipe="finetune",
             version=VERSION,
-            options={**settings.as_json(), "teacher": digests["teacher"]},
+            options={**settings.with_effect(), "teacher": digests["teacher"]},
             seed=settings.seed,
             edits=(),
             libraries=library_versions(copied),
@@ -200,7 +200,8 @@ def _carry_out(
         identity = _identity(settings, same, data, record_of(model), training_images, validation_images)
 
         def begin() -> Any:
-            _try_writing(finished(network, {}), folder)
+            if restart or not folder.exists():
+                _try_writing(finished(network, {}), folder)
             return folder.open(identity, restart=restart)
 
         checkpoint = processes.first(begin)
@@ -216,11 +217,9 @@ def _carry_out(
             folder.close()
     kept, line = _kept(training, settings)
     final = finished(kept, line)
-    writes = output is not None and (training.step > began or not output.exists())
-    if writes and output is not None:
-        target = output
-        processes.first(lambda: save(final, target))
-    return Outcome(final, record_of(final).journal[-1].results, training.step - began, began, writes)
+    results = record_of(final).journal[-1].results
+    written = folder is not None and processes.first(lambda: folder.finish(final, results))
+    return Outcome(final, results, training.step - began, began, written)
 
 
 def _open_splits(data: str | os.PathLike[str], preprocessing: Any) -> tuple[LabelledImages, LabelledImages | None]:

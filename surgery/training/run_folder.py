@@ -6,6 +6,7 @@
 ``tensorboard/``    the same for TensorBoard, where it is installed
 ``last/``           the state to go on from
 ``best/``           the model file of the best epoch on ``val``, and its metrics
+``results.json``    what was reached, once the run is finished and its model file written
 =================== ==========================================================================================
 """
 
@@ -26,6 +27,7 @@ from chansurg.surgery.files.writing import check_target, write_whole
 from chansurg.surgery.recipe import flag
 from chansurg.surgery.training.checkpoints import (
     Checkpoint,
+    disk_failed,
     read_checkpoint,
     recovered,
     remove_checkpoint,
@@ -47,7 +49,7 @@ class RunFolder:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.path = output.with_name(f"{output.name}.run")
-        self.settings, self.metrics = self.path / "settings.json", self.path / "metrics.jsonl"
+        self.settings, self.metrics, self.results = (self.path / name for name in ("settings.json", "metrics.jsonl", "results.json"))
         self.last, self.best = self.path / "last", self.path / "best"
         self._board: Any = None
 
@@ -89,6 +91,7 @@ class RunFolder:
         return found
 
     def _clear(self) -> None:
+        self.results.unlink(missing_ok=True)
         for folder in (self.last, self.best):
             remove_checkpoint(folder)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
@@ -125,21 +128,24 @@ class RunFolder:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
-        """Write one epoch's metrics."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write one epoch's metrics.
+
+        Raises:
+            Refusal: where the disk is full or fails.
+        """
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise disk_failed(self.metrics, error) from error
         board = self._tensorboard(int(line["epoch"]))
         if board is not None:
             for name, value in line.items():
                 if isinstance(value, int | float) and name not in ("epoch", "step"):
                     board.add_scalar(name, value, line["epoch"])
             board.flush()
-
-    def all_metrics(self) -> list[dict[str, Any]]:
-        """Every epoch's metrics."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
 
     def _tensorboard(self, epoch: int) -> Any:
         if self._board is None:
@@ -176,6 +182,18 @@ class RunFolder:
         """The best epoch's model file, and its metrics."""
         recovered(self.best)
         return self.best / "model.safetensors", json.loads((self.best / "metrics.json").read_text())
+
+    def finish(self, network: nn.Module, results: Mapping[str, Any]) -> bool:
+        """Write the run's model file, unless that was done before and the file is still there; whether it was written now.
+
+        Raises:
+            Refusal: where the disk is full or fails.
+        """
+        if self.results.exists() and self.output.exists():
+            return False
+        save(network, self.output)
+        write_whole(self.results, lambda temporary: temporary.write_text(json.dumps(dict(results), indent=2) + "\n"))
+        return True
 
     def close(self) -> None:
         """Let go of what is open."""

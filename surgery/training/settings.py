@@ -135,6 +135,10 @@ class Settings:
         """Every setting's value."""
         return dataclasses.asdict(self)
 
+    def with_effect(self) -> dict[str, Any]:
+        """The settings that results depend on."""
+        return {name: value for name, value in self.as_json().items() if name not in WITHOUT_EFFECT}
+
 
 TARGETS = ("target_macs", "target_params", "target_memory_access")
 WITHOUT_EFFECT = ("workers", "checkpoint_minutes")
