@@ -27,7 +27,9 @@ BATCH = 256
 _AVERAGES = ("running_salience", "importance", "sensitivity")
 _ALL_BUT_SHUT = 1e-2
 _MARGIN = 0.1
-"""What the bias of an entry that is all but shut is lowered by, where it opens: in steps of the hard sigmoid's input."""
+"""How far below its lower end the hard sigmoid's input is put, for the image that opened an entry that is all but shut the widest."""
+_SLOPE = 1 / 6
+"""Of the hard sigmoid."""
 _MEMORY = 0.99
 """How much of the sensitivity each backward pass leaves."""
 
@@ -71,7 +73,7 @@ class SalienceGate(Gate):
     watched: Tensor
     truncated: Tensor
     _batch: Tensor | None  # [B, entries]
-    _seen: Tensor | None  # [3, entries]: summed salience, images whose salience is not zero, images; since the last step
+    _seen: Tensor | None  # [4, entries]: summed salience, images whose salience is not zero, images, highest salience; since the last step
     _watching: int | None  # what the buffer `watched` holds, where that is known without asking the device
 
     def __init__(
@@ -209,8 +211,10 @@ class SalienceGate(Gate):
         with torch.no_grad():
             raw = (generated * self.mask.to(generated.dtype)).to(self.running_salience.dtype)
             images = torch.full_like(raw[0], raw.shape[0])
-            seen = torch.stack([raw.sum(0), (salience != 0).sum(0).to(raw.dtype), images])
-            self._seen = seen if self._seen is None else self._seen + seen
+            seen = torch.stack([raw.sum(0), (salience != 0).sum(0).to(raw.dtype), images, raw.amax(0)])
+            if self._seen is not None:
+                seen = torch.cat([self._seen[:3] + seen[:3], torch.maximum(self._seen[3:], seen[3:])])
+            self._seen = seen
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _felt(self, salience: Tensor) -> Tensor:
@@ -251,28 +255,33 @@ class SalienceGate(Gate):
     def step_taken(self, moment: Moment) -> None:
         """Move the running salience by the step's images, select what truncation cuts, and watch for dead entries."""
         running = self.running_salience
-        nothing = torch.zeros(3, self.entries, dtype=running.dtype, device=running.device)
+        nothing = torch.zeros(4, self.entries, dtype=running.dtype, device=running.device)
         if self.is_sensed:
             self.sensitivity.copy_(moment.mean(self.sensitivity))
-        raw, above, images = moment.mean(nothing if self._seen is None else self._seen)
+        raw, above, images, highest = moment.mean(nothing if self._seen is None else self._seen)
         self._batch = self._seen = None
         mean = torch.where(images > 0, raw / images.clamp(min=torch.finfo(images.dtype).tiny), running)
         running.copy_((1 - self.alpha) * running + self.alpha * mean)
-        closing = is_closing(self.closing, moment.progress)
-        if not closing and self.method == "shrinking" and self.selection == "running":
-            self._shut(above > 0)
-        self._watch((above > 0) | (images == 0), watched_pass(self.closing, moment.progress, moment.epoch), closing)
+        if self.method == "shrinking" and self.selection == "running":
+            self._shut(highest)
+        watched = watched_pass(self.closing, moment.progress, moment.epoch)
+        self._watch((above > 0) | (images == 0), watched, is_closing(self.closing, moment.progress))
 
-    def _shut(self, alive: Tensor) -> None:
+    def _shut(self, highest: Tensor) -> None:
         """Lower the bias of those selected entries that are zero for nearly all images and were not for one of the step's.
 
         A hard sigmoid has no gradient below its lower end, so an entry comes to rest just there, and features that go on changing open it
         again for an image here and there: in a run on ResNet-20 half of what was shut on average was never zero for a whole pass. This
         gives it a margin.
+
+        Args:
+            highest: the step's highest salience of each entry, ``[entries]``; over several processes the mean of theirs.
         """
         selected = self.ranking()[: self._selected]
-        opened = alive[selected] & (self.running_salience[selected] < _ALL_BUT_SHUT)
-        self.fc2.bias.index_add_(0, selected, opened.to(self.fc2.bias.dtype), alpha=-_MARGIN)
+        highest = highest[selected]
+        opened = (highest > 0) & (self.running_salience[selected] < _ALL_BUT_SHUT)
+        lower = torch.where(opened, highest / _SLOPE + _MARGIN, 0.0)
+        self.fc2.bias.index_add_(0, selected, lower.to(self.fc2.bias.dtype), alpha=-1)
 
     def _watch(self, alive: Tensor, now: int, is_closing: bool) -> None:
         """Take in what one step saw alive, ``[entries]``, while pass ``now`` is watched.
