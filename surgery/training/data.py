@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], Tensor]
 
 
+class MissingSplit(InputError):
+    """The data has no folder of a split's name."""
+
+
 class ClassifiedImages(Dataset[tuple[Tensor, int]]):
     """Images of one split, and the class of each.
 
@@ -133,7 +137,7 @@ def _class_folder(tree: ImageTree, split: str, *, whole: bool) -> str:
     splits = [name for name in names if tree.folders(f"{base}/{name}" if base else name)]
     if splits or names == found or not whole:
         missing = f"The folder {split!r} holds no class folders." if split in found else f"There is no folder {split!r}."
-        raise InputError(
+        raise (InputError if split in found else MissingSplit)(
             missing,
             where=str(tree.path),
             not_done=_NOT_READ,

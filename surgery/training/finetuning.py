@@ -7,14 +7,13 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from chansurg.surgery.errors import InputError
@@ -23,28 +22,18 @@ from chansurg.surgery.files.provenance import attach, library_versions, record_o
 from chansurg.surgery.files.weights_digest import weights_digest
 from chansurg.surgery.files.writing import would_be_lost
 from chansurg.surgery.journal import Entry, Record
-from chansurg.surgery.memory_format import to_channels_last
 from chansurg.surgery.opening import load
-from chansurg.surgery.training.augmentation import Augmentation, augmentation
-from chansurg.surgery.training.averaging import WeightAverage
-from chansurg.surgery.training.budget import Budget
-from chansurg.surgery.training.data import evaluation_transform, match_classes
-from chansurg.surgery.training.image_feed import ImageFeed
-from chansurg.surgery.training.library_images import LabelledImages, open_images
+from chansurg.surgery.training.checkpoints import Checkpoint
+from chansurg.surgery.training.library_images import LabelledImages
 from chansurg.surgery.training.loop import Standing, Training
-from chansurg.surgery.training.mixing import Mixing
-from chansurg.surgery.training.objective import Objective
-from chansurg.surgery.training.optimizers import build_optimizer, default_learning_rate
 from chansurg.surgery.training.ordering import Course
+from chansurg.surgery.training.preparation import network_to_train, open_splits, prepared, with_data_classes
 from chansurg.surgery.training.processes import Processes
 from chansurg.surgery.training.run_folder import RunFolder
-from chansurg.surgery.training.settings import TARGETS, Settings, settings_from
-from chansurg.surgery.training.teacher import Teacher, classifier_outputs
+from chansurg.surgery.training.settings import Settings, settings_from
 
 VERSION = 1
 """Of the journal's entries."""
-
-_VALIDATION = ("val", "valid", "validation")
 
 
 @dataclass(frozen=True)
@@ -150,8 +139,8 @@ def _carry_out(
     overwrite: bool,
     progress: Callable[[Standing], None] | None,
 ) -> Outcome:
-    training_images, validation_images = _open_splits(data, record_of(model).preprocessing)
-    record = _with_classes(record_of(model), model, training_images, validation_images)
+    training_images, validation_images = open_splits(data, record_of(model).preprocessing)
+    record = with_data_classes(record_of(model), model, training_images, validation_images)
     if settings.keep == "best" and validation_images is None:
         raise InputError(
             "Without images for validation there is no best epoch.",
@@ -159,53 +148,28 @@ def _carry_out(
             not_done="Nothing was trained.",
             to_do="Add a folder val/ to the data, or pass --keep last.",
         )
-    network = attach(_network_to_train(model, settings), record)
-    before = weights_digest(model)
+    network = attach(network_to_train(model, settings), record)
     taught_by = load(teacher) if isinstance(teacher, str | os.PathLike) else teacher
-    digests = {"weights": before, "teacher": None if taught_by is None else weights_digest(taught_by)}
+    taught = None if taught_by is None else weights_digest(taught_by)
+    course = Course.of(settings, len(training_images), processes=processes.number, process=processes.index)
 
     def finished(trained: nn.Module, line: Mapping[str, Any]) -> nn.Module:
-        copied = copy.deepcopy(model).eval()
-        copied.load_state_dict(trained.state_dict())
-        results = _results(line, settings, course, record)
-        entry = Entry(
-            recipe="finetune",
-            version=VERSION,
-            options={**settings.with_effect(), "teacher": digests["teacher"]},
-            seed=settings.seed,
-            edits=(),
-            libraries=library_versions(copied),
-            weights=weights_digest(copied),
-            kind="finetune",
-            results=results,
-        )
-        return attach(copied, record.with_entry(entry, before))
+        return _finished(model, trained, record, {**settings.with_effect(), "teacher": taught}, _results(line, settings, course))
 
-    course = Course.of(settings, len(training_images), processes=processes.number, process=processes.index)
-    feeds = _feeds(training_images, validation_images, record, settings, processes)
-    training = _prepared(network, taught_by, settings, course, processes, feeds, finished, progress)
+    training = prepared(network, taught_by, settings, course, processes, (training_images, validation_images), finished, progress)
     training.rate(0)
-    folder = None if output is None else RunFolder(output)
-    if folder is not None:
-        if output is not None and output.exists() and not folder.exists() and not overwrite:
-            raise would_be_lost(output, "no run of its own has written it")
+    if output is not None:
+        training.folder = RunFolder(output)
         same = {
-            "model": _digest(before, json.dumps(record.as_json(), sort_keys=True)),
+            "model": _digest(weights_digest(model), json.dumps(record.as_json(), sort_keys=True)),
             "training images": training_images.listing(),
             "validation images": None if validation_images is None else validation_images.listing(),
-            "teacher": digests["teacher"],
+            "teacher": taught,
             "processes": processes.number,
             "device type": processes.device.type,
         }
         identity = _identity(settings, same, data, record_of(model), training_images, validation_images)
-
-        def begin() -> Any:
-            if restart or not folder.exists():
-                _try_writing(finished(network, {}), folder)
-            return folder.open(identity, restart=restart)
-
-        checkpoint = processes.first(begin)
-        training.folder = folder
+        checkpoint = processes.first(lambda: _begun(training, identity, restart=restart, overwrite=overwrite))
         if checkpoint is not None:
             training.restore(checkpoint)
     began = training.step
@@ -213,180 +177,66 @@ def _carry_out(
         training.run()
     finally:
         training.objective.close()
-        if folder is not None:
-            folder.close()
+        if training.folder is not None:
+            training.folder.close()
     kept, line = _kept(training, settings)
     final = finished(kept, line)
     results = record_of(final).journal[-1].results
+    folder = training.folder
     written = folder is not None and processes.first(lambda: folder.finish(final, results))
     return Outcome(final, results, training.step - began, began, written)
 
 
-def _open_splits(data: str | os.PathLike[str], preprocessing: Any) -> tuple[LabelledImages, LabelledImages | None]:
-    """Training images, and those for validation where there are any.
+def _begun(training: Training, identity: Mapping[str, Any], *, restart: bool, overwrite: bool) -> Checkpoint | None:
+    """The state to go on from, once it is sure that the network can be written: not only after hours have been spent on it.
 
     Raises:
-        InputError: where there are no training images.
+        InputError: where the output's place will not do, or a run was begun there with other settings.
+        Refusal: where no file could give the network back.
     """
-    transform = evaluation_transform(preprocessing)
-    training = open_images(data, split="train", transform=transform, whole=False)
-    missing: InputError | None = None
-    for split in _VALIDATION:
+    folder = training.folder
+    assert folder is not None
+    if restart or not folder.exists():
+        if folder.output.exists() and not overwrite and not folder.exists():
+            raise would_be_lost(folder.output, "no run of its own has written it")
+        trial = folder.output.with_name(f".{folder.output.name}.trial")
         try:
-            return training, open_images(data, split=split, transform=transform, whole=False)
-        except InputError as error:
-            missing = missing or error
-            if "holds no image" in error.what:
-                raise
-    return training, None
+            save(training.finished(training.network, {}), trial)
+        finally:
+            trial.unlink(missing_ok=True)
+    return folder.open(identity, restart=restart)
 
 
-def _with_classes(record: Record, model: nn.Module, training: LabelledImages, validation: LabelledImages | None) -> Record:
-    """The record with the classes of the outputs; both splits are told which output each of their classes has.
-
-    Raises:
-        InputError: where network and data do not fit each other.
-    """
-    outputs = classifier_outputs(model, record.preprocessing.input_size, role="network")
-    training.labels = match_classes(training.classes, record.class_names, outputs, where=training.where)
-    by_name = record.class_names is not None and set(training.classes) <= set(record.class_names)
-    names: Sequence[str] = record.class_names if by_name and record.class_names is not None else tuple(training.classes)
-    if validation is not None:
-        validation.labels = match_classes(validation.classes, names, outputs, where=validation.where)
-    return replace(record, class_names=tuple(names))
-
-
-def _network_to_train(model: nn.Module, settings: Settings) -> nn.Module:
-    """A copy in the modes it is trained in."""
-    network = copy.deepcopy(model)
-    if not model.training:
-        network.train()
-    for module in network.modules():
-        own = list(module.parameters(recurse=False))
-        frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
-        if frozen or (settings.eval_bn and isinstance(module, nn.modules.batchnorm._BatchNorm)):
-            module.eval()
-    if settings.channels_last:
-        for tensor in (*network.parameters(), *network.buffers()):
-            tensor.data = to_channels_last(tensor.data)
-    return network
-
-
-def _feeds(
-    training: LabelledImages, validation: LabelledImages | None, record: Record, settings: Settings, processes: Processes
-) -> tuple[ImageFeed, ImageFeed | None]:
-    preprocessing = record.preprocessing
-    varied = augmentation(settings.augment, preprocessing)
-    common: dict[str, Any] = {"device": processes.device, "workers": settings.workers}
-    feed = ImageFeed(training, varied, preprocessing, seed=settings.seed, **common)
-    return feed, None if validation is None else ImageFeed(validation, Augmentation(preprocessing), preprocessing, **common)
-
-
-def _prepared(
-    network: nn.Module,
-    teacher: nn.Module | None,
-    settings: Settings,
-    course: Course,
-    processes: Processes,
-    feeds: tuple[ImageFeed, ImageFeed | None],
-    finished: Callable[[nn.Module, Mapping[str, Any]], nn.Module],
-    progress: Callable[[Standing], None] | None,
-) -> Training:
-    """The run, with everything that it needs on its device.
-
-    Raises:
-        InputError: where settings do not fit each other, the network or the teacher.
-    """
-    record, accelerator = record_of(network), processes.accelerator
-    network = network.to(processes.device)
-    classes = len(record.class_names or ())
-    half = torch.bfloat16 if settings.precision == "bf16" else torch.float16 if settings.precision == "fp16" else None
-    shown_by = None if teacher is None else Teacher(copy.deepcopy(teacher), record, classes, device=processes.device, autocast=half)
-    peak = settings.lr if settings.lr is not None else default_learning_rate(settings.optimizer, course.images_a_step)
-    if settings.sync_bn and processes.number > 1:
-        network = attach(_synchronised(network, processes), record)
-    logits = settings.distill_logits if settings.distill_logits is not None else float(teacher is not None)
-    objective = Objective(
-        network,
-        shown_by,
-        label_smoothing=settings.label_smoothing,
-        distill_logits=logits,
-        temperature=settings.temperature,
-        distill_blocks=settings.distill_blocks,
+def _finished(model: nn.Module, trained: nn.Module, record: Record, options: Mapping[str, Any], results: Mapping[str, Any]) -> nn.Module:
+    """The network as it was given, with the weights of the trained one, and one more journal entry."""
+    network = copy.deepcopy(model).eval()
+    network.load_state_dict(trained.state_dict())
+    entry = Entry(
+        recipe="finetune",
+        version=VERSION,
+        options=options,
+        seed=options["seed"],
+        edits=(),
+        libraries=library_versions(network),
+        weights=weights_digest(network),
+        kind="finetune",
+        results=results,
     )
-    optimizer = build_optimizer(
-        network,
-        settings.optimizer,
-        lr=peak,
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-    )
-    average = None if settings.ema is None else WeightAverage(network, settings.ema)
-    mixes = settings.mixup > 0 or settings.cutmix > 0
-    mixing = Mixing(classes, mixup=settings.mixup, cutmix=settings.cutmix, seed=settings.seed) if mixes else None
-    steering = _steering(network, settings)
-    wrapped, optimizer = accelerator.prepare(network, optimizer)
-    # Accelerate puts autocast around the network for good. Here it is put around each training step, so that validation runs in float32.
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    trained: nn.Module = torch.compile(wrapped) if settings.compile else wrapped  # type: ignore[assignment]  # a module again
-    objective.model = trained
-    return Training(
-        network=network,
-        trained=trained,
-        settings=settings,
-        course=course,
-        peak=peak,
-        processes=processes,
-        images=feeds[0],
-        validation=feeds[1],
-        objective=objective,
-        optimizer=optimizer,
-        mixing=mixing,
-        average=average,
-        steering=steering,
-        folder=None,
-        finished=finished,
-        progress=progress,
-    )
-
-
-def _steering(network: nn.Module, settings: Settings) -> Budget | None:
-    """Who steers towards the target, where there is one."""
-    for name in TARGETS:
-        target = getattr(settings, name)
-        if target is not None:
-            return Budget(network, target, name.removeprefix("target_"))
-    return None
+    return attach(network, record.with_entry(entry, weights_digest(model)))
 
 
 def _kept(training: Training, settings: Settings) -> tuple[nn.Module, Mapping[str, Any]]:
     """The network that the output gets, and the metrics of its epoch."""
-    if settings.keep == "best" and training.folder is not None:
-        file, line = training.folder.read_best()
-        training.result.load_state_dict(load_file(file), strict=False)  # a tied tensor is stored under one of its names
-        return training.result, line
+    if settings.keep == "best" and training.best is not None:
+        if training.folder is not None:
+            training.result.load_state_dict(training.folder.read_best(), strict=False)  # a tied tensor is stored under one of its names
+        else:
+            training.result.load_state_dict(training.best_weights)
+        return training.result, training.best
     return training.result, training.metrics
 
 
-def _synchronised(network: nn.Module, processes: Processes) -> nn.Module:
-    """The network with batch norms that take their statistics over all processes.
-
-    Raises:
-        InputError: on a CPU, where PyTorch has none.
-    """
-    if processes.device.type == "cpu":
-        raise InputError(
-            "PyTorch's synchronised batch norms run on GPUs only.",
-            where="option --sync-bn",
-            not_done="Nothing was trained.",
-            to_do="Leave it out, or pass --eval-bn.",
-        )
-    synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    return synchronised
-
-
-def _results(line: Mapping[str, Any], settings: Settings, course: Course, record: Record) -> dict[str, Any]:
+def _results(line: Mapping[str, Any], settings: Settings, course: Course) -> dict[str, Any]:
     """What the journal says was reached: no clock times, so that the same run gives the same file."""
     timed = ("seconds", "images_per_second")
     return {
@@ -427,20 +277,6 @@ def _identity(
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
         "threads": torch.get_num_threads(),
     }
-
-
-def _try_writing(network: nn.Module, folder: RunFolder) -> None:
-    """See that the network can be written before hours are spent on it.
-
-    Raises:
-        InputError: where the output's place will not do.
-        Refusal: where no file could give the network back.
-    """
-    trial = folder.output.with_name(f".{folder.output.name}.trial")
-    try:
-        save(network, trial)
-    finally:
-        trial.unlink(missing_ok=True)
 
 
 def _digest(*parts: str) -> str:

@@ -92,6 +92,10 @@ class Training:
         folder: where the run is kept; ``None`` keeps nothing.
         finished: a network as it is written, with its record, from the one in training and the metrics reached.
         progress: called now and then, in the main process.
+        step: optimizer steps done.
+        best: the metrics of the epoch that was best on the images for validation.
+        metrics: those of the last epoch.
+        best_weights: of the best epoch, where they are wanted and no folder keeps them.
     """
 
     network: nn.Module
@@ -113,6 +117,7 @@ class Training:
     step: int = 0
     best: dict[str, Any] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._sums = torch.zeros(len(_PARTS), dtype=torch.float64, device=self.processes.device)
@@ -272,6 +277,8 @@ class Training:
         better = result is not None and (self.best is None or line["val_top1"] > self.best["val_top1"])
         if better:
             self.best = line
+            if self.folder is None and self.settings.keep == "best":
+                self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self.result.state_dict().items()}
         self.metrics = line
         self._show(line)
         self._sums.zero_()

@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.modelfile import save
@@ -178,10 +179,10 @@ class RunFolder:
 
         replace_folder(self.best, fill)
 
-    def read_best(self) -> tuple[Path, dict[str, Any]]:
-        """The best epoch's model file, and its metrics."""
+    def read_best(self) -> dict[str, Tensor]:
+        """The best epoch's weights."""
         recovered(self.best)
-        return self.best / "model.safetensors", json.loads((self.best / "metrics.json").read_text())
+        return load_file(self.best / "model.safetensors")
 
     def finish(self, network: nn.Module, results: Mapping[str, Any]) -> bool:
         """Write the run's model file, unless that was done before and the file is still there; whether it was written now.

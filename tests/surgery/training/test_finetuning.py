@@ -131,6 +131,8 @@ def test_the_best_epoch_can_be_kept(tree: Path, tmp_path: Path) -> None:
     tuned = finetune(tiny(), tree, output=output, keep="best", epochs=6, batch_size=8, lr=0.3)
     lines = [json.loads(line) for line in (run_of(output) / "metrics.jsonl").read_text().splitlines()]
     assert evaluate(tuned, tree).top1 == max(line["val_top1"] for line in lines)
+    unkept = finetune(tiny(), tree, keep="best", epochs=6, batch_size=8, lr=0.3)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tuned.parameters(), unkept.parameters(), strict=True))
 
 
 def test_the_average_is_what_is_written(tree: Path) -> None:
