@@ -133,8 +133,8 @@ def _carried_out(
     except KeyboardInterrupt as stopped:
         folder = RunFolder(target)
         if folder.last.exists():
-            at = str(stopped) or "the run is not finished"
-            note_kept(f"{at}. Its state is in {folder.last}: the same command goes on from there")
+            at = str(stopped) or "the run is not finished; its state is saved"
+            note_kept(f"{at}, in {folder.last}: the same command goes on from there")
         raise
 
 

@@ -54,18 +54,15 @@ class Cifar(Augmentation):
 
     def vary(self, pixels: Tensor, seeds: NDArray[np.uint64]) -> Tensor:
         """See :class:`Augmentation`."""
-        batch, channels, height, width = pixels.shape
+        _, channels, height, width = pixels.shape
         above, left = height // 8, width // 8
-        down = torch.from_numpy(_drawn(seeds, 0, 2 * above + 1))
-        right = torch.from_numpy(_drawn(seeds, 1, 2 * left + 1))
-        mirrored = torch.from_numpy(_drawn(seeds, 2, 2)).bool()
+        down, right, mirrored = (torch.from_numpy(_drawn(seeds, at, below)) for at, below in enumerate((2 * above + 1, 2 * left + 1, 2)))
         across = torch.arange(width)
-        columns = right[:, None] + torch.where(mirrored[:, None], across.flip(0), across)
+        columns = right[:, None] + torch.where(mirrored[:, None] == 1, across.flip(0), across)
         rows = down[:, None] + torch.arange(height)
         padded = F.pad(pixels, (left, left, above, above))
-        image, channel = torch.arange(batch)[:, None, None, None], torch.arange(channels)[:, None, None]
-        at = [index.to(pixels.device, non_blocking=True) for index in (image, channel, rows[:, None, :, None], columns[:, None, None, :])]
-        return padded[at[0], at[1], at[2], at[3]]
+        places = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).flatten(1).to(pixels.device, non_blocking=True)
+        return padded.flatten(2).gather(2, places[:, None].expand(-1, channels, -1)).view_as(pixels)
 
 
 class ImageNet(Augmentation):
