@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +11,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from chansurg.cli.model_options import given_path
-from chansurg.cli.numbers import broke_off, counted, counts_table
+from chansurg.cli.numbers import broke_off, counted, counts_table, difference
 from chansurg.cli.reporting import Report
 from chansurg.surgery.edits import Scale
 from chansurg.surgery.recipe import flag
+from chansurg.surgery.training.settings import Settings
 
 if TYPE_CHECKING:
     from chansurg.surgery.journal import Entry, Record
@@ -61,12 +63,15 @@ def _show(report: Report, model: Path, record: Record) -> None:
 
 
 def _show_entry(report: Report, number: int, entry: Entry) -> None:
-    options = " ".join(f"{flag(name)} {value}" for name, value in entry.options.items() if value is not None)
+    options = " ".join(f"{flag(name)} {value}" for name, value in _told_options(entry).items() if value is not None)
     report.say(Text.assemble(f"\n{number}. ", (f"{entry.recipe} ", "bold"), options))
     report.say(f"   from {_parent(number, entry)}, seed {entry.seed}, {counted(len(entry.edits), 'edit')}")
     scaled = len({edit.path for edit in entry.edits if isinstance(edit, Scale)})
     others = f"those of {counted(scaled, 'layer')} scaled; all others kept" if scaled else "all others kept"
-    report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; {others}")
+    if entry.kind != "finetune":
+        report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; {others}")
+    if entry.results:
+        report.say(f"   {_reached(entry)}")
     if entry.before and entry.after:
         report.out.print(Padding.indent(counts_table(entry.before, entry.after), 3))
     if stopped := broke_off(entry.uncounted):
@@ -77,6 +82,31 @@ def _show_entry(report: Report, number: int, entry: Entry) -> None:
         for kind, names in (("sliced", entry.sliced), ("new", entry.new), ("removed", entry.removed)):
             for name in names:
                 report.out.print(f"   {kind:<7} {name}", soft_wrap=True)
+
+
+def _told_options(entry: Entry) -> Mapping[str, Any]:
+    """The options; of a training run's many settings those that are not at their defaults."""
+    if entry.kind != "finetune":
+        return entry.options
+    usual = Settings().as_json()
+    return {name: value for name, value in entry.options.items() if name not in usual or value != usual[name]}
+
+
+def _reached(entry: Entry) -> str:
+    """What a training run came to, or what the proof of a slicing found."""
+    found = entry.results
+    if entry.kind == "slice":
+        errors = f"{difference(found['max_rel_error'])} in float32, {difference(found['max_rel_error_float64'])} in float64"
+        return f"checked on {counted(found['images'], 'image')}; largest difference from the masked model {errors}, relative"
+    parts = [f"{counted(found['epochs'], 'epoch')}, {counted(found['steps'], 'step')}, {counted(found['images'], 'image')}"]
+    if "val_top1" in found:
+        parts.append(f"top-1 {found['val_top1']:.2f} % on val")
+    if "budget" in found:
+        budget = found["budget"]
+        parts.append(
+            f"{budget['quantity'].replace('_', ' ')} {budget['reached']:.3f} of the original, for a target of {budget['target']:g}"
+        )
+    return "; ".join(parts)
 
 
 def _parent(number: int, entry: Entry) -> str:
