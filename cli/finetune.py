@@ -150,10 +150,15 @@ def _show(report: Report, model: str, target: Path, outcome: Outcome) -> None:
     ):
         if found.get(key) is not None:
             table.add_row(label, form.format(found[key]))
+    budget = found.get("budget")
+    if budget is not None:
+        table.add_row(f"{budget['quantity'].replace('_', ' ')} when sliced", f"{budget['reached']:.3f}")
     kept = "the best epoch" if found["kept"] == "best" else "the last epoch"
     report.out.print(f"{model}: {counted(found['epochs'], 'epoch')}, {counted(found['steps'], 'step')}", style="bold", soft_wrap=True)
     report.say(f"{kept}, {found.get('epoch')}\n", style="dim")
     report.out.print(table)
+    if budget is not None and not budget["within_tolerance"]:
+        report.say(f"That is not within 2 % of the target, {budget['target']:g} of the original. More epochs bring it nearer.")
     if not outcome.trained_steps:
         report.say("The run was finished already; nothing was trained. --restart begins it anew.")
     elif outcome.began_at:
