@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo  ## set up .venv, convert a small network, evaluate it, show the table
+demo: $(VENV)/.demo  ## set up .venv; convert, fine-tune and slice a small network, show the table
 	$(BIN)/python -m demo.run
 
 test: $(VENV)/.dev  ## set up .venv with the development tools; lint, types, tests

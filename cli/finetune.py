@@ -152,7 +152,7 @@ def _show(report: Report, model: str, target: Path, outcome: Outcome) -> None:
             table.add_row(label, form.format(found[key]))
     budget = found.get("budget")
     if budget is not None:
-        table.add_row(f"{budget['quantity'].replace('_', ' ')} when sliced", f"{budget['reached']:.3f}")
+        table.add_row(f"{budget['quantity'].replace('_', ' ')} when sliced, of the original", f"{budget['reached']:.3f}")
     kept = "the best epoch" if found["kept"] == "best" else "the last epoch"
     report.out.print(f"{model}: {counted(found['epochs'], 'epoch')}, {counted(found['steps'], 'step')}", style="bold", soft_wrap=True)
     report.say(f"{kept}, {found.get('epoch')}\n", style="dim")
