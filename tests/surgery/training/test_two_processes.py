@@ -55,7 +55,7 @@ def losses(folder: Path, name: str) -> list[float]:
     return [json.loads(line)["train_loss"] for line in lines]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def runs(make_tree: MakeTree, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, torch.nn.Module]]:
     """The folder of the one process, that of the two, and the one's networks."""
     data = make_tree(classes=tuple("abcdefghij"), train=20, val=10, size=8)
@@ -83,28 +83,32 @@ def runs(make_tree: MakeTree, tmp_path_factory: pytest.TempPathFactory) -> tuple
         torch.set_num_threads(threads)
 
 
-def test_the_first_ten_losses_follow_one_process(runs: tuple[Path, Path, Any]) -> None:
-    alone, together, _ = runs
-    ours = losses(together, "plain")
+def test_two_processes_follow_one(runs: tuple[Path, Path, dict[str, torch.nn.Module]]) -> None:
+    """One test for all, as the runs are what takes long."""
+    alone, together, networks = runs
+    check_losses(losses(together, "plain"), losses(alone, "plain"))
+    check_that_one_process_wrote(together)
+    check_gates(together, networks["gated"])
+
+
+def check_losses(ours: list[float], theirs: list[float]) -> None:
     assert len(ours) == STEPS
-    assert ours == pytest.approx(losses(alone, "plain"), abs=1e-4)
+    assert ours == pytest.approx(theirs, abs=1e-4)
     assert ours[-1] < ours[0] - 0.1
 
 
-def test_only_the_first_process_writes(runs: tuple[Path, Path, Any]) -> None:
-    _, together, _ = runs
+def check_that_one_process_wrote(together: Path) -> None:
     settings = json.loads((together / "plain.safetensors.run" / "settings.json").read_text())
     assert settings["same"]["processes"] == 2
     assert chansurg.record_of(chansurg.load(together / "plain.safetensors")).journal[-1].results["steps"] == STEPS
 
 
-def test_salience_and_masks_are_the_same_everywhere(runs: tuple[Path, Path, Any]) -> None:
-    _, together, networks = runs
+def check_gates(together: Path, alone: torch.nn.Module) -> None:
     first, second = (load_file(together / f"gated-{rank}.safetensors") for rank in (0, 1))
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
-    found = gates(networks["gated"])
+    found = gates(alone)
     assert found
     for path, gate in found.items():
         assert torch.allclose(first[f"{path}.running_salience"], gate.running_salience, atol=1e-4)
