@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import json
-import random
-import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,10 +17,7 @@ from networks import small
 from torch import Tensor, nn
 
 import chansurg
-from chansurg.surgery.edits import Narrow
 from chansurg.surgery.files import modelfile
-from chansurg.surgery.files.header_record import KEY
-from chansurg.surgery.journal import SCHEMA
 
 TINY = "networks.small:tiny"
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -33,45 +26,6 @@ X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def outputs(network: nn.Module, x: Tensor = X) -> Tensor:
     with torch.no_grad():
         return network(x)
-
-
-def tiny() -> nn.Module:
-    return chansurg.load(TINY, input_size=(32,))
-
-
-@pytest.fixture(scope="module")
-def converted() -> nn.Module:
-    return chansurg.convert(tiny(), "pix", mode="downscale", zeta=2)
-
-
-@pytest.fixture
-def file(converted: nn.Module, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny-pix.safetensors"
-    chansurg.save(converted, path)
-    return path
-
-
-def header_of(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    header: dict[str, Any] = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
-    return header
-
-
-def with_record(path: Path, change: Callable[[dict[str, Any]], object] | str) -> Path:
-    """A copy of the file with another record in its header."""
-    data = path.read_bytes()
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    if isinstance(change, str):
-        header["__metadata__"][KEY] = change
-    else:
-        record = json.loads(header["__metadata__"][KEY])
-        change(record)
-        header["__metadata__"][KEY] = json.dumps(record)
-    text = json.dumps(header).encode()
-    other = path.with_name(f"changed-{path.name}")
-    other.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
-    return other
 
 
 # Writing
@@ -258,184 +212,6 @@ def test_a_file_of_timm_without_timm(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(chansurg.InputError, match="timm, which is not installed") as refused:
         chansurg.load(tmp_path / "a.safetensors")
     assert "pip install" in refused.value.to_do
-
-
-def test_a_newer_schema_is_refused_by_its_number(file: Path) -> None:
-    newer = with_record(file, lambda record: record.update(schema=SCHEMA + 1))
-    for read in (lambda: chansurg.load(newer, arch=TINY), lambda: chansurg.history(newer)):
-        with pytest.raises(chansurg.InputError, match=f"schema {SCHEMA + 1}") as refused:
-            read()
-        assert "newer chansurg" in refused.value.to_do
-
-
-def entry(record: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = record["journal"][0]
-    return found
-
-
-def edit(record: dict[str, Any], op: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(edit for edit in entry(record)["edits"] if edit["op"] == op)
-    return found
-
-
-HOSTILE_NAME = 'x") or [][0] or getattr(self, "x'
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda r: edit(r, "insert")["layer"].update(kind="nix.Layer"), "no recipe 'nix'"),
-        (lambda r: edit(r, "insert")["layer"].update(kind="pix.Nix"), "no layer 'Nix'"),
-        (lambda r: edit(r, "insert")["layer"].update(kind="pix.PickOrMix.__init__"), "no layer"),
-        (lambda r: edit(r, "insert").update(op="execute"), "unknown edit 'execute'"),
-        (lambda r: edit(r, "insert").update(name=HOSTILE_NAME), "not a name for a layer"),
-        (lambda r: edit(r, "insert").update(name="forward"), "exists already"),
-        (lambda r: edit(r, "insert")["before"].update(operation="self.nix"), "was not found in the forward"),
-        (lambda r: edit(r, "insert")["before"].update(owner="nix"), "was not found in the forward"),
-        (lambda r: edit(r, "insert")["before"].update(call=7), "was not found in the forward"),
-        (lambda r: edit(r, "insert")["layer"]["arguments"].update(in_channels=10**6, out_channels=10**6, zeta=1), "theta"),
-        (
-            lambda r: edit(r, "insert")["layer"]["arguments"].update(in_channels=10**15, out_channels=10**15, zeta=1),
-            "cannot be built|journal",
-        ),
-        (lambda r: edit(r, "insert")["layer"]["arguments"].update(in_channels=-4), "in_channels is -4"),
-        (lambda r: edit(r, "insert")["layer"]["arguments"].update(file="/etc/passwd"), "unexpected keyword"),
-        (lambda r: edit(r, "narrow").update(path="nix"), "has no module 'nix'"),
-        (lambda r: edit(r, "narrow").update(path=""), "no rule"),
-        (lambda r: edit(r, "narrow").update(in_channels=[0, 99]), "channel 99 was named"),
-        (lambda r: edit(r, "narrow").update(in_channels=[0] * 100_000), "named twice"),
-        (lambda r: edit(r, "narrow").update(in_channels=[0]), "should be"),
-        (lambda r: entry(r).update(recipe=None), "damaged"),
-        (lambda r: entry(r)["graphs"].update({"blocks.2": "0" * 16}), r"code of blocks\.2 is not what it was .*torch \d"),
-        (lambda r: r["architecture"].update(kwargs={"classes": 3}), "not an argument that a file may give"),
-        (lambda r: r["architecture"].update(kwargs={"num_classes": 3}), "could not be built"),
-        (lambda r: r["tied"].update({"fc.weight": "nix"}), None),
-        (lambda r: r.update(tied=[]), "damaged"),
-        (lambda r: r.update(channels_last=7), "damaged"),
-        (lambda r: r.update(journal=[]), "does not|do not fit"),
-        (lambda r: r.update(journal=r["journal"] * 2), "exists already|not what it was"),
-        (lambda r: r["preprocessing"].update(input_size=[3, -1, 1]), "damaged"),
-    ],
-)
-def test_a_record_that_does_not_fit_is_refused_with_the_reason(
-    file: Path, change: Callable[[dict[str, Any]], None], told: str | None, converted: nn.Module
-) -> None:
-    changed = with_record(file, change)
-    if told is None:
-        assert torch.equal(outputs(chansurg.load(changed, arch=TINY)), outputs(converted))
-        return
-    with pytest.raises(chansurg.InputError, match=told) as refused:
-        chansurg.load(changed, arch=TINY)
-    assert refused.value.not_done
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"pretrained": True},
-        {"checkpoint_path": "evil.pth"},
-        {"weights": "DEFAULT"},
-        {"pretrained_cfg_overlay": {"file": "evil.pth"}},
-        {"num_classes": 10**12},
-        {"model_name": "resnet50"},
-    ],
-)
-@pytest.mark.parametrize("base", ["torchvision/resnet18", "timm/resnet18"])
-def test_a_file_gives_builders_nothing_but_sizes(tmp_path: Path, base: str, kwargs: dict[str, Any]) -> None:
-    path = tmp_path / "a.safetensors"
-    chansurg.save(chansurg.load("cifar/resnet20"), path)
-    source, _, name = base.partition("/")
-    changed = with_record(path, lambda record: record["architecture"].update(source=source, name=name, kwargs=kwargs))
-    with pytest.raises(chansurg.InputError, match="not an argument that a file may give"):
-        chansurg.load(changed)
-
-
-def test_a_file_cannot_name_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "evil.py").write_text("open('touched', 'w').close()\ndef build(): pass\n")
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "a.safetensors"
-    chansurg.save(chansurg.load("cifar/resnet20"), path)
-    changed = with_record(path, lambda record: record["architecture"].update(source="factory", name="evil:build"))
-    with pytest.raises(chansurg.InputError, match="no file names code"):
-        chansurg.load(changed)
-    assert not (tmp_path / "touched").exists()
-
-
-def mutated(value: Any, chance: random.Random) -> Any:
-    """The JSON value with one place in it replaced, removed or doubled."""
-    junk = [None, True, -1, 10**30, 0.5, "", "nix", [], {}, [[]], {"": {}}, "\u0000", float("nan"), "self.conv1", [1] * 50]
-    if isinstance(value, dict) and value and chance.random() < 0.9:
-        key = chance.choice(sorted(value))
-        if chance.random() < 0.1:
-            return {name: inner for name, inner in value.items() if name != key}
-        return {**value, key: mutated(value[key], chance)}
-    if isinstance(value, list) and value and chance.random() < 0.9:
-        at = chance.randrange(len(value))
-        if chance.random() < 0.1:
-            return value[:at] + value[at + 1 :]
-        return [*value[:at], mutated(value[at], chance), *value[at + 1 :]]
-    return chance.choice(junk)
-
-
-def test_two_hundred_damaged_records_give_an_input_error_or_the_same_network(file: Path, converted: nn.Module) -> None:
-    record = json.loads(header_of(file)["__metadata__"][KEY])
-    expected, refused = outputs(converted), 0
-    for seed in range(200):
-        chance = random.Random(seed)
-        damaged = record
-        for _ in range(chance.randint(1, 3)):
-            damaged = mutated(damaged, chance)
-        changed = with_record(file, json.dumps(damaged))
-        try:
-            chansurg.history(changed)
-            found = outputs(chansurg.load(changed, arch=TINY))
-        except chansurg.InputError:
-            refused += 1
-        else:
-            assert torch.equal(found, expected), f"seed {seed} loads as another network"
-    assert refused > 100
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "[" * 100_000, '{"schema": 1}', '{"schema": "x"}', '{"schema": NaN}'])
-def test_a_record_that_is_no_record(file: Path, text: str) -> None:
-    changed = with_record(file, text)
-    for read in (lambda: chansurg.history(changed), lambda: chansurg.load(changed, arch=TINY)):
-        with pytest.raises(chansurg.InputError):
-            read()
-
-
-# For ever
-
-
-GOLDEN = Path(__file__).parents[2] / "golden"
-
-
-def test_a_file_of_schema_1_still_loads_and_computes_the_same(tmp_path: Path) -> None:
-    shutil.copy(GOLDEN / "pix-schema1.safetensors", tmp_path)
-    network = chansurg.load(tmp_path / "pix-schema1.safetensors", arch=TINY)
-    expected = json.loads((GOLDEN / "pix-schema1.json").read_text())
-    x = torch.linspace(-2, 2, 2 * 3 * 16 * 16).sin().reshape(2, 3, 16, 16)
-    assert torch.allclose(outputs(network, x), torch.tensor(expected["outputs"]), rtol=1e-4, atol=1e-5)
-    assert network.fc.weight.dtype == torch.float32
-    record = chansurg.history(tmp_path / "pix-schema1.safetensors")
-    assert [(e.recipe, e.options["mode"]) for e in record.journal] == [("pix", "squeeze"), ("pix", "downscale")]
-    assert record.journal[-1].after == expected["after"]
-    assert any(isinstance(e, Narrow) for e in record.journal[-1].edits)
-
-
-def test_a_file_of_schema_2_still_loads_and_computes_the_same(tmp_path: Path) -> None:
-    shutil.copy(GOLDEN / "pcs-schema2.safetensors", tmp_path)
-    network = chansurg.load(tmp_path / "pcs-schema2.safetensors", arch=TINY)
-    expected = json.loads((GOLDEN / "pcs-schema2.json").read_text())
-    x = torch.linspace(-2, 2, 2 * 3 * 16 * 16).sin().reshape(2, 3, 16, 16)
-    assert torch.allclose(outputs(network, x), torch.tensor(expected["outputs"]), rtol=1e-4, atol=1e-5)
-    assert {path: kept.tolist() for path, kept in chansurg.masks(network).items()} == expected["masks"]
-    record = chansurg.history(tmp_path / "pcs-schema2.safetensors")
-    assert [(entry.kind, entry.recipe) for entry in record.journal] == [("convert", "pcs"), ("finetune", "finetune"), ("slice", "slice")]
-    assert [sorted({edit.op for edit in entry.edits}) for entry in record.journal] == [["attach", "scale"], [], ["narrow", "replace"]]
-    assert record.journal[1].results["steps"] == 12
-    assert record.journal[2].after == expected["after"]
-    assert record.class_names == ("blue", "green", "red")
 
 
 def test_a_file_loads_in_another_process(file: Path, converted: nn.Module) -> None:

@@ -1,0 +1,154 @@
+"""Records that are damaged, or written to do harm: refused with the reason, and nothing in them is run."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks.records import header_of, mutated, with_record
+from torch import Tensor, nn
+
+import chansurg
+from chansurg.surgery.files.header_record import KEY
+from chansurg.surgery.journal import SCHEMA
+
+TINY = "networks.small:tiny"
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def outputs(network: nn.Module, x: Tensor = X) -> Tensor:
+    with torch.no_grad():
+        return network(x)
+
+
+def test_a_newer_schema_is_refused_by_its_number(file: Path) -> None:
+    newer = with_record(file, lambda record: record.update(schema=SCHEMA + 1))
+    for read in (lambda: chansurg.load(newer, arch=TINY), lambda: chansurg.history(newer)):
+        with pytest.raises(chansurg.InputError, match=f"schema {SCHEMA + 1}") as refused:
+            read()
+        assert "newer chansurg" in refused.value.to_do
+
+
+def entry(record: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = record["journal"][0]
+    return found
+
+
+def edit(record: dict[str, Any], op: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(edit for edit in entry(record)["edits"] if edit["op"] == op)
+    return found
+
+
+HOSTILE_NAME = 'x") or [][0] or getattr(self, "x'
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda r: edit(r, "insert")["layer"].update(kind="nix.Layer"), "no recipe 'nix'"),
+        (lambda r: edit(r, "insert")["layer"].update(kind="pix.Nix"), "no layer 'Nix'"),
+        (lambda r: edit(r, "insert")["layer"].update(kind="pix.PickOrMix.__init__"), "no layer"),
+        (lambda r: edit(r, "insert").update(op="execute"), "unknown edit 'execute'"),
+        (lambda r: edit(r, "insert").update(name=HOSTILE_NAME), "not a name for a layer"),
+        (lambda r: edit(r, "insert").update(name="forward"), "exists already"),
+        (lambda r: edit(r, "insert")["before"].update(operation="self.nix"), "was not found in the forward"),
+        (lambda r: edit(r, "insert")["before"].update(owner="nix"), "was not found in the forward"),
+        (lambda r: edit(r, "insert")["before"].update(call=7), "was not found in the forward"),
+        (lambda r: edit(r, "insert")["layer"]["arguments"].update(in_channels=10**6, out_channels=10**6, zeta=1), "theta"),
+        (
+            lambda r: edit(r, "insert")["layer"]["arguments"].update(in_channels=10**15, out_channels=10**15, zeta=1),
+            "cannot be built|journal",
+        ),
+        (lambda r: edit(r, "insert")["layer"]["arguments"].update(in_channels=-4), "in_channels is -4"),
+        (lambda r: edit(r, "insert")["layer"]["arguments"].update(file="/etc/passwd"), "unexpected keyword"),
+        (lambda r: edit(r, "narrow").update(path="nix"), "has no module 'nix'"),
+        (lambda r: edit(r, "narrow").update(path=""), "no rule"),
+        (lambda r: edit(r, "narrow").update(in_channels=[0, 99]), "channel 99 was named"),
+        (lambda r: edit(r, "narrow").update(in_channels=[0] * 100_000), "named twice"),
+        (lambda r: edit(r, "narrow").update(in_channels=[0]), "should be"),
+        (lambda r: entry(r).update(recipe=None), "damaged"),
+        (lambda r: entry(r)["graphs"].update({"blocks.2": "0" * 16}), r"code of blocks\.2 is not what it was .*torch \d"),
+        (lambda r: r["architecture"].update(kwargs={"classes": 3}), "not an argument that a file may give"),
+        (lambda r: r["architecture"].update(kwargs={"num_classes": 3}), "could not be built"),
+        (lambda r: r["tied"].update({"fc.weight": "nix"}), None),
+        (lambda r: r.update(tied=[]), "damaged"),
+        (lambda r: r.update(channels_last=7), "damaged"),
+        (lambda r: r.update(journal=[]), "does not|do not fit"),
+        (lambda r: r.update(journal=r["journal"] * 2), "exists already|not what it was"),
+        (lambda r: r["preprocessing"].update(input_size=[3, -1, 1]), "damaged"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused_with_the_reason(
+    file: Path, change: Callable[[dict[str, Any]], None], told: str | None, converted: nn.Module
+) -> None:
+    changed = with_record(file, change)
+    if told is None:
+        assert torch.equal(outputs(chansurg.load(changed, arch=TINY)), outputs(converted))
+        return
+    with pytest.raises(chansurg.InputError, match=told) as refused:
+        chansurg.load(changed, arch=TINY)
+    assert refused.value.not_done
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"pretrained": True},
+        {"checkpoint_path": "evil.pth"},
+        {"weights": "DEFAULT"},
+        {"pretrained_cfg_overlay": {"file": "evil.pth"}},
+        {"num_classes": 10**12},
+        {"model_name": "resnet50"},
+    ],
+)
+@pytest.mark.parametrize("base", ["torchvision/resnet18", "timm/resnet18"])
+def test_a_file_gives_builders_nothing_but_sizes(tmp_path: Path, base: str, kwargs: dict[str, Any]) -> None:
+    path = tmp_path / "a.safetensors"
+    chansurg.save(chansurg.load("cifar/resnet20"), path)
+    source, _, name = base.partition("/")
+    changed = with_record(path, lambda record: record["architecture"].update(source=source, name=name, kwargs=kwargs))
+    with pytest.raises(chansurg.InputError, match="not an argument that a file may give"):
+        chansurg.load(changed)
+
+
+def test_a_file_cannot_name_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil.py").write_text("open('touched', 'w').close()\ndef build(): pass\n")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.safetensors"
+    chansurg.save(chansurg.load("cifar/resnet20"), path)
+    changed = with_record(path, lambda record: record["architecture"].update(source="factory", name="evil:build"))
+    with pytest.raises(chansurg.InputError, match="no file names code"):
+        chansurg.load(changed)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_two_hundred_damaged_records_give_an_input_error_or_the_same_network(file: Path, converted: nn.Module) -> None:
+    record = json.loads(header_of(file)["__metadata__"][KEY])
+    expected, refused = outputs(converted), 0
+    for seed in range(200):
+        chance = random.Random(seed)
+        damaged = record
+        for _ in range(chance.randint(1, 3)):
+            damaged = mutated(damaged, chance)
+        changed = with_record(file, json.dumps(damaged))
+        try:
+            chansurg.history(changed)
+            found = outputs(chansurg.load(changed, arch=TINY))
+        except chansurg.InputError:
+            refused += 1
+        else:
+            assert torch.equal(found, expected), f"seed {seed} loads as another network"
+    assert refused > 100
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "[" * 100_000, '{"schema": 1}', '{"schema": "x"}', '{"schema": NaN}'])
+def test_a_record_that_is_no_record(file: Path, text: str) -> None:
+    changed = with_record(file, text)
+    for read in (lambda: chansurg.history(changed), lambda: chansurg.load(changed, arch=TINY)):
+        with pytest.raises(chansurg.InputError):
+            read()
