@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from networks import small
+from networks.running import outputs
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig
 
@@ -100,11 +101,6 @@ def convert(network: nn.Module, side: int = 32, **options: Any) -> nn.Module:
 
 def images(side: int, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def outputs(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return network(x)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -14,18 +14,13 @@ import pytest
 import torch
 import torchvision
 from networks import small
-from torch import Tensor, nn
+from networks.running import X, outputs
+from torch import nn
 
 import chansurg
 from chansurg.surgery.files import modelfile
 
 TINY = "networks.small:tiny"
-X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def outputs(network: nn.Module, x: Tensor = X) -> Tensor:
-    with torch.no_grad():
-        return network(x)
 
 
 # Writing

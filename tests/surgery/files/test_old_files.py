@@ -7,19 +7,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from networks.running import outputs
 
 import chansurg
 from chansurg.surgery.edits import Narrow
 
 TINY = "networks.small:tiny"
-
-
-def outputs(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return network(x)
-
-
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 

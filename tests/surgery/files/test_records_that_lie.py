@@ -11,19 +11,14 @@ from typing import Any
 import pytest
 import torch
 from networks.records import header_of, mutated, with_record
-from torch import Tensor, nn
+from networks.running import outputs
+from torch import nn
 
 import chansurg
 from chansurg.surgery.files.header_record import KEY
 from chansurg.surgery.journal import SCHEMA
 
 TINY = "networks.small:tiny"
-X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def outputs(network: nn.Module, x: Tensor = X) -> Tensor:
-    with torch.no_grad():
-        return network(x)
 
 
 def test_a_newer_schema_is_refused_by_its_number(file: Path) -> None:
