@@ -71,7 +71,10 @@ def _show_entry(report: Report, number: int, entry: Entry) -> None:
     if entry.kind != "finetune":
         report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; {others}")
     if entry.results:
-        report.say(f"   {_reached(entry)}")
+        try:
+            report.say(f"   {_reached(entry)}")
+        except (KeyError, TypeError, ValueError, AttributeError):  # a file may hold anything there
+            report.say("   What it came to is not told in a form that is known here.")
     if entry.before and entry.after:
         report.out.print(Padding.indent(counts_table(entry.before, entry.after), 3))
     if stopped := broke_off(entry.uncounted):

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from networks.records import mutated, with_record
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -16,11 +19,11 @@ from tests.cli.conftest import Cli, Ran
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, drawn = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for index in range(30):
         target = folder / "val" / f"{index % 10}"
         target.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(target / f"{index}.png")
+        Image.fromarray(drawn.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(target / f"{index}.png")
     return folder
 
 
@@ -192,6 +195,24 @@ def test_history_tells_what_training_and_slicing_came_to(cli: Cli) -> None:
     assert "2. finetune --augment none --batch-size 4 --epochs 4 --teacher " in out, "settings at their defaults are left out"
     assert "4 epochs, 12 steps, 12 images; top-1 33.33 % on val" in out
     assert "checked on 21 images; largest difference from the masked model" in out
+
+
+def test_history_of_damaged_results_is_no_bug(cli: Cli, tmp_path: Path) -> None:
+    golden = tmp_path / "golden.safetensors"
+    golden.write_bytes((Path(__file__).parents[1] / "golden" / "pcs-schema2.safetensors").read_bytes())
+    unknown = 0
+    for seed in range(60):
+        chance = random.Random(seed)
+
+        def damage(record: dict[str, Any], chance: random.Random = chance) -> None:
+            for entry in record["journal"]:
+                entry["results"] = mutated(entry["results"], chance)
+
+        ran = cli("history", with_record(golden, damage))
+        assert ran.code in (0, 2)
+        assert "bug" not in ran.err
+        unknown += "not told in a form that is known here" in ran.out
+    assert unknown > 5
 
 
 def test_history_of_a_file_that_has_none(cli: Cli, tmp_path: Path) -> None:
