@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from chansurg.surgery.architecture import Architecture
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.header_record import KEY
 from chansurg.surgery.files.modelfile import load_converted
@@ -55,28 +56,39 @@ def load(
             )
         network = load_converted(checkpoint, named) if KEY in checkpoint.metadata else _load_plain(checkpoint, arch)
     else:
-        if named is not None:
-            raise InputError(
-                f"There is no file {path}.",
-                where=str(path),
-                not_done="Nothing was loaded.",
-                to_do=f"Check the path; for fresh weights of that architecture pass {arch} itself as the model.",
-            )
-        try:
-            architecture = parse_architecture(str(model))
-        except InputError as unknown:
-            raise InputError(
-                f"There is no file {path}, and no architecture of that name. {unknown.what}",
-                where=str(path),
-                not_done="Nothing was loaded.",
-                to_do=f"Check the path. {unknown.to_do}",
-            ) from None
+        architecture = _architecture_named(str(model), named)
         network = fresh(architecture, pretrained=pretrained)
         architecture = published(architecture) if pretrained else architecture
         weights = "its library's own weights" if pretrained else "fresh, untrained weights"
         record = Record(architecture, preprocessing_of(architecture), notes=(f"{architecture} with {weights}.",))
         attach(network, record)
     return attach(network, with_input_size(record_of(network), input_size)).eval()
+
+
+def _architecture_named(model: str, also: Architecture | None) -> Architecture:
+    """The architecture that stands where a file could; naming it once more changes nothing.
+
+    Raises:
+        InputError: where no architecture has that name, or ``also`` is another one.
+    """
+    try:
+        architecture = parse_architecture(model)
+    except InputError as unknown:
+        hint = unknown.to_do if also is None else f"For fresh weights pass {also} as the model, and leave --arch out."
+        raise InputError(
+            f"There is no file {model}, and no architecture of that name. {unknown.what}",
+            where=model,
+            not_done="Nothing was loaded.",
+            to_do=f"Check the path. {hint}",
+        ) from None
+    if also not in (None, architecture):
+        raise InputError(
+            f"The model is the architecture {architecture}, and --arch names {also}.",
+            where="option --arch",
+            not_done="Nothing was loaded.",
+            to_do="Leave --arch out: it says what a file holds.",
+        )
+    return architecture
 
 
 def _load_plain(checkpoint: Checkpoint, arch: str | None) -> nn.Module:

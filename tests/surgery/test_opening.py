@@ -47,6 +47,7 @@ def test_the_input_size_is_part_of_the_record() -> None:
         ("missing.pth", {}, "no such file"),
         ("resnet5O", {}, "no architecture of that name"),
         ("missing", {"arch": "resnet18"}, "There is no file missing"),
+        ("cifar/resnet20", {"arch": "resnet18"}, "The model is the architecture cifar/resnet20, and --arch names torchvision/resnet18"),
         ("folder.pth", {}, "directory"),
         ("cifar/resnet20", {"pretrained": True}, "no published weights"),
     ],
@@ -64,3 +65,9 @@ def test_a_file_brings_its_own_weights(tmp_path: Path) -> None:
     torch.save(chansurg.load("cifar/resnet20").state_dict(), tmp_path / "a.pth")
     with pytest.raises(chansurg.InputError, match="brings its own weights"):
         chansurg.load(tmp_path / "a.pth", pretrained=True)
+
+
+@pytest.mark.parametrize(("model", "arch"), [("networks.small:tiny", "networks.small:tiny"), ("resnet18", "torchvision/resnet18")])
+def test_an_architecture_may_be_named_twice(model: str, arch: str) -> None:
+    network = chansurg.load(model, arch=arch)
+    assert chansurg.record_of(network).architecture == chansurg.record_of(chansurg.load(model)).architecture
