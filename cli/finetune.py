@@ -15,6 +15,7 @@ from chansurg.cli.reporting import Report, grid
 from chansurg.cli.several_processes import speaking_once
 from chansurg.cli.training_options import settings_parameters
 from chansurg.cli.training_progress import training_progress
+from chansurg.surgery.errors import InputError
 from chansurg.surgery.training.settings import settings_from
 
 if TYPE_CHECKING:
@@ -71,12 +72,19 @@ def finetune(
     the classes of the data.
     """
     chosen = settings_from({name: value for name, value in settings.items() if value is not None})
+    if teacher_arch is not None and teacher is None:
+        raise InputError(
+            "There is no teacher whose architecture that could be.",
+            where="option --teacher-arch",
+            not_done="Nothing was trained.",
+            to_do="Name the teacher, too: --teacher MODEL; or leave it out.",
+        )
     target = output or Path(f"{stem(model)}-finetuned.safetensors")
     with speaking_once(report):
         inputs = [path for path in (existing_input(model), None if teacher is None else existing_input(teacher)) if path is not None]
         check_output(target, inputs=inputs, force=True)
         network = _network(report, model, data, chosen, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
-        taught_by = None if teacher is None else read_model(report, teacher, teacher_arch, None, trust_pickle=trust_pickle)
+        taught_by = None if teacher is None else _teacher(report, teacher, teacher_arch, trust_pickle=trust_pickle)
         outcome = _carried_out(report, network, data, chosen, target, taught_by, restart=restart, force=force)
         note_written(target)
         found = dict(outcome.results)
@@ -113,6 +121,18 @@ def _network(
     return fresh_for(network, data, seed=settings.seed)
 
 
+def _teacher(report: Report, teacher: str, arch: str | None, *, trust_pickle: bool) -> nn.Module:
+    try:
+        return read_model(report, teacher, arch, None, trust_pickle=trust_pickle)
+    except InputError as error:
+        raise InputError(
+            error.what,
+            where=f"the teacher, {error.where}",
+            not_done="Nothing was trained.",
+            to_do=error.to_do.replace("--arch", "--teacher-arch"),
+        ) from error
+
+
 def _carried_out(
     report: Report,
     network: nn.Module,
@@ -134,7 +154,7 @@ def _carried_out(
         folder = RunFolder(target)
         if folder.last.exists():
             at = str(stopped) or "the run is not finished; its state is saved"
-            note_kept(f"{at}, in {folder.last}: the same command goes on from there")
+            note_kept(f"{at} in {folder.last}, and the same command goes on from there")
         raise
 
 
@@ -153,12 +173,11 @@ def _show(report: Report, model: str, target: Path, outcome: Outcome) -> None:
     budget = found.get("budget")
     if budget is not None:
         table.add_row(f"{budget['quantity'].replace('_', ' ')} when sliced, of the original", f"{budget['reached']:.3f}")
+        table.add_row("target", f"{budget['target']:.3f}")
     kept = "the best epoch" if found["kept"] == "best" else "the last epoch"
     report.out.print(f"{model}: {counted(found['epochs'], 'epoch')}, {counted(found['steps'], 'step')}", style="bold", soft_wrap=True)
     report.say(f"{kept}, {found.get('epoch')}\n", style="dim")
     report.out.print(table)
-    if budget is not None and not budget["within_tolerance"]:
-        report.say(f"That is not within 2 % of the target, {budget['target']:g} of the original. More epochs bring it nearer.")
     if not outcome.trained_steps:
         report.say("The run was finished already; nothing was trained. --restart begins it anew.")
     elif outcome.began_at:

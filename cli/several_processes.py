@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ def speaking_once(report: Report) -> Iterator[None]:
         yield
         return
     report.mute()
+    logging.getLogger("chansurg").setLevel(logging.ERROR)
     try:
         yield
     except ChansurgError:

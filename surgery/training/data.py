@@ -131,18 +131,19 @@ def _class_folder(tree: ImageTree, split: str, *, whole: bool) -> str:
             "There are no class folders with images in it.",
             where=str(tree.path),
             not_done=_NOT_READ,
-            to_do="Lay it out as val/CLASS/IMAGE.jpg, or CLASS/IMAGE.jpg.",
+            to_do=f"Lay it out as {split}/CLASS/IMAGE.jpg{', or CLASS/IMAGE.jpg' if whole else ''}.",
         )
     names = [name for name in found if name in SPLITS]
     splits = [name for name in names if tree.folders(f"{base}/{name}" if base else name)]
     if splits or names == found or not whole:
         missing = f"The folder {split!r} holds no class folders." if split in found else f"There is no folder {split!r}."
+        there = splits or found
+        otherwise = "Name one with --split (in Python: split=), or lay" if whole else "Lay"
         raise (InputError if split in found else MissingSplit)(
             missing,
             where=str(tree.path),
             not_done=_NOT_READ,
-            to_do=f"Found: {', '.join(splits or found)}. Name one with --split (in Python: split=), "
-            f"or lay the data out as {split}/CLASS/IMAGE.jpg.",
+            to_do=f"Found: {', '.join(there[:10])}{', …' if len(there) > 10 else ''}. {otherwise} the data out as {split}/CLASS/IMAGE.jpg.",
         )
     log.info("%s has no split folders: all its images are taken", tree.path)
     return base

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,8 @@ from chansurg.surgery.training.preparation import network_to_train, open_splits,
 from chansurg.surgery.training.processes import Processes
 from chansurg.surgery.training.run_folder import RunFolder
 from chansurg.surgery.training.settings import Settings, settings_from
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 """Of the journal's entries."""
@@ -184,6 +187,9 @@ def _carry_out(
     results = record_of(final).journal[-1].results
     folder = training.folder
     written = folder is not None and processes.first(lambda: folder.finish(final, results))
+    budget = results.get("budget")
+    if budget is not None and not budget["within_tolerance"] and processes.main:
+        log.warning("The target was missed: %.3f of the original, not %g. A longer run comes nearer.", budget["reached"], budget["target"])
     return Outcome(final, results, training.step - began, began, written)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,8 @@ from chansurg.surgery.training.teacher import Teacher, classifier_outputs
 
 _VALIDATION = ("val", "valid", "validation")
 
+log = logging.getLogger(__name__)
+
 
 def open_splits(data: str | os.PathLike[str], preprocessing: Preprocessing) -> tuple[LabelledImages, LabelledImages | None]:
     """Training images, and those for validation where there are any.
@@ -60,9 +63,17 @@ def with_data_classes(record: Record, model: nn.Module, training: LabelledImages
     training.labels = match_classes(training.classes, record.class_names, outputs, where=training.where)
     by_name = record.class_names is not None and set(training.classes) <= set(record.class_names)
     names: Sequence[str] = record.class_names if by_name and record.class_names is not None else tuple(training.classes)
+    if not by_name:
+        known = "does not know its classes" if record.class_names is None else "knows its classes by other names"
+        log.warning("The network %s: its outputs from 0 to %d are taken for %s, in this order.", known, outputs - 1, _in_short(names))
     if validation is not None:
         validation.labels = match_classes(validation.classes, names, outputs, where=validation.where)
     return replace(record, class_names=tuple(names))
+
+
+def _in_short(names: Sequence[str]) -> str:
+    shown = [*names[:3], "…", names[-1]] if len(names) > 5 else names
+    return ", ".join(shown)
 
 
 def network_to_train(model: nn.Module, settings: Settings) -> nn.Module:

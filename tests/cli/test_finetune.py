@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import chansurg
+from chansurg.surgery.reading.builders import fresh, parse_architecture
+from chansurg.surgery.reading.heads import with_classes
 from chansurg.surgery.training.loop import Training
 from tests.cli.conftest import Cli
 
@@ -30,6 +33,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(target / f"{index:02}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def seven_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a ResNet-20 with as many outputs as the data has classes."""
+    path = tmp_path_factory.mktemp("models") / "seven.pth"
+    torch.save(fresh(with_classes(parse_architecture("cifar/resnet20"), 7), seed=2).state_dict(), path)
+    return path
 
 
 def test_from_scratch_takes_the_classes_of_the_data(cli: Cli, data: Path) -> None:
@@ -93,6 +104,50 @@ def test_errors_as_json(cli: Cli, data: Path, resnet20: Path) -> None:
         assert told in " ".join(ran.document["error"].values())
 
 
+def test_class_folders_alone_are_refused_with_the_layout_that_training_takes(cli: Cli, data: Path, resnet20: Path) -> None:
+    for wrong, told in ((data / "val", "Found: class0, class1"), (data / "val" / "class0", "no class folders")):
+        ran = cli("finetune", resnet20, "--data", wrong)
+        assert ran.code == 2
+        assert told in ran.err
+        assert "train/CLASS/IMAGE.jpg." in ran.err
+        assert "--split" not in ran.err
+    assert "--split" in cli("evaluate", resnet20, "--data", data, "--split", "test").err
+
+
+def test_outputs_without_names_are_told_for_what_they_are_taken(cli: Cli, data: Path, seven_classes: Path) -> None:
+    told = "does not know its classes: its outputs from 0 to 6 are taken for class0, class1, class2, …, class6, in this order."
+    line = ("finetune", seven_classes, "--data", data, *SHORT, "--max-steps", 1, "-o", "a.safetensors")
+    assert cli(*line).err.count(told) == 1
+    assert told not in cli("finetune", "a.safetensors", "--data", data, *SHORT, "--max-steps", 1).err
+
+
+def test_a_teacher_whose_architecture_is_named(cli: Cli, data: Path, seven_classes: Path) -> None:
+    line = ("finetune", "cifar/resnet20", "--data", data, *SHORT, "--max-steps", 1, "--teacher", seven_classes, "-o", "o.safetensors")
+    wrong = cli(*line, "--teacher-arch", "resnet18")
+    assert wrong.code == 2
+    assert "where:    the teacher, " in wrong.err
+    assert "Leave out --teacher-arch" in wrong.err
+    assert not Path("o.safetensors.run").exists()
+    assert cli(*line, "--teacher-arch", "cifar/resnet20").code == 0
+    assert chansurg.history("o.safetensors").journal[-1].options["teacher"]
+    alone = cli("finetune", "cifar/resnet20", "--data", data, *SHORT, "--teacher-arch", "cifar/resnet20")
+    assert alone.code == 2
+    assert "--teacher" in alone.err
+
+
+@pytest.mark.parametrize(("target", "within"), [(1.0, True), (0.6, False)])
+def test_how_near_a_run_came_to_its_target_is_told(cli: Cli, data: Path, seven_classes: Path, target: float, within: bool) -> None:
+    """Two steps let go of nothing."""
+    assert cli("convert", seven_classes, "--recipe", "pcs", "--input-size", 8, "-o", "pcs.safetensors").code == 0
+    line = ("finetune", "pcs.safetensors", "--data", data, *SHORT, "--max-steps", 2, "--target-macs", target, "-o", "o.safetensors")
+    ran = cli(*line)
+    assert ran.code == 0, ran.err
+    assert f"{target:.3f}" in ran.out
+    again = cli(*line, "--json")
+    assert (again.document["budget"]["target"], again.document["budget"]["within_tolerance"]) == (target, within)
+    assert [("The target was missed" in one.err) for one in (ran, again)] == [not within] * 2
+
+
 def test_an_interrupt_ends_with_the_way_to_go_on(cli: Cli, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Training._take_step
 
@@ -106,8 +161,8 @@ def test_an_interrupt_ends_with_the_way_to_go_on(cli: Cli, data: Path, monkeypat
         patched.setattr(Training, "_take_step", interrupted)
         ran = cli(*line)
     assert ran.code == 130
-    assert "step 3 of 4; the state is saved" in ran.err
-    assert "the same command goes on" in ran.err
+    told = f"Interrupted; step 3 of 4; the state is saved in {Path('o.safetensors.run/last')}, and the same command goes on from there."
+    assert told in ran.err
     assert not Path("o.safetensors").exists()
     assert "went on at step 3" in cli(*line).out
 
