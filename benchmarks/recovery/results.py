@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,6 @@ class ResultFolder:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".part")
+    temporary = path.with_suffix(f".{os.getpid()}.part")  # several processes may fill one folder
     temporary.write_text(json.dumps(data, indent=1) + "\n")
     temporary.replace(path)
