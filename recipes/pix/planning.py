@@ -1,4 +1,4 @@
-"""From sites and options to edits. Which slices of a smaller layer stay is decided in :mod:`chansurg.recipes.pix.keeping`."""
+"""From sites and options to edits. Which slices of a smaller layer stay is decided in :mod:`chansurg.surgery.keeping`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from chansurg.recipes.pix.keeping import Indices, filter_norms, slice_norms, strongest, strongest_of_each
 from chansurg.recipes.pix.options import PixOptions
 from chansurg.recipes.pix.partition import partition
 from chansurg.recipes.pix.sites import DownscaleSite, SqueezeSite, downscale_sites, squeeze_sites
 from chansurg.surgery.editing.narrowing import reason_against
 from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap
+from chansurg.surgery.keeping import Indices, filter_norms, slice_norms, strongest, strongest_of_each
 from chansurg.surgery.plan import Plan, Site, Skip
 from chansurg.surgery.survey import Region, Survey
 from chansurg.surgery.survey.kinds import conv_of, is_depthwise, is_pointwise, module_of, path_of

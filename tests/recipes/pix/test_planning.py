@@ -14,7 +14,6 @@ from networks.small import Basic, Bottleneck, Small
 from torch import nn
 
 import chansurg
-from chansurg.recipes.pix.keeping import strongest, strongest_of_each
 from chansurg.recipes.pix.options import PixOptions
 from chansurg.surgery.edits import Bypass, Insert, Narrow, Swap
 
@@ -269,31 +268,6 @@ def test_downscale_of_a_basic_block_goes_before_both_convolutions() -> None:
     assert [edit.path for edit in planned.edits if isinstance(edit, Insert)] == ["1.conv1_pix", "1.conv2_pix"]
     assert not [edit for edit in planned.edits if isinstance(edit, (Bypass, Swap))]
     assert [skip.reason for skip in planned.skipped] == ["it is the stem"]
-
-
-@pytest.mark.parametrize(
-    ("norms", "width", "groups", "kept"),
-    [
-        ([3.0, 1.0, 4.0, 1.5], 2, 1, (0, 2)),
-        ([1.0, 1.0, 1.0, 1.0], 2, 1, (0, 1)),
-        ([9.0, 8.0, 1.0, 2.0], 2, 2, (0, 3)),
-        (None, 3, 1, (0, 1, 2)),
-        (None, 2, 2, (0, 2)),
-    ],
-)
-def test_the_strongest_stay_in_their_order_and_ties_go_to_the_first(
-    norms: list[float] | None, width: int, groups: int, kept: tuple[int, ...]
-) -> None:
-    assert strongest([None if norms is None else torch.tensor(norms)], width, 4, groups) == kept
-
-
-def test_several_readers_vote_with_their_squares() -> None:
-    assert strongest([torch.tensor([3.0, 0.0, 2.5]), torch.tensor([0.0, 1.0, 2.0])], 1, 3, 1) == (2,)
-
-
-def test_the_strongest_of_each_subset() -> None:
-    assert strongest_of_each(torch.tensor([1.0, 5.0, 2.0, 2.0]), [[0, 1], [2, 3]]) == (1, 2)
-    assert strongest_of_each(None, [[0, 1], [2, 3]]) == (0, 2)
 
 
 @pytest.mark.parametrize("subsets", ["contiguous", "strided"])

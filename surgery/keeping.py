@@ -1,9 +1,8 @@
-"""Which slices of a layer stay when PiX makes it smaller.
+"""Which of a layer's filters and input slices stay where a recipe makes it smaller: those with the largest Euclidean norms.
 
-**The rule.** PiX replaces a squeeze's weights, so those are gone; every other tensor keeps its values, whole or sliced. Where PiX is put in
-front of a layer, that layer keeps, for each subset, the one of the subset's input slices with the largest Euclidean norm
-(:func:`strongest_of_each`). Where a width shrinks, the filters (or input slices) with the largest norms stay, in their order, equally many
-in each group (:func:`strongest`). Rules that choose from data belong here too.
+Recipes that keep weights by this rule say which of its two forms they use: :func:`strongest` ranks all channels of a layer (in each of its
+groups, where it has some), :func:`strongest_of_each` those of each subset. Equal norms go to the lower index, and a network without numbers
+keeps its first channels, so that a plan never depends on chance. Rules that choose from data belong here too.
 """
 
 from __future__ import annotations
