@@ -1,9 +1,10 @@
 """The support matrix: what was found in every network, what was rewritten, and whether it still works. Writes docs/SUPPORT.md.
 
-    python benchmarks/zoo --cache zoo.json [--only PATTERN] [--output docs/SUPPORT.md]
+    python benchmarks/zoo --cache zoo.json [--only PATTERN] [--recipes NAMES] [--output docs/SUPPORT.md]
 
-Results are kept in the cache network by network, so a run can be interrupted; delete the file, or entries of it, to check anew. With
-``--only`` the networks of that pattern (as in a shell) are checked and printed, and the table is not written.
+Results are kept in the cache network by network and recipe by recipe, so a run can be interrupted, and a new recipe is tried without the
+others; delete the file, or entries of it, to check anew. With ``--only`` the networks of that pattern (as in a shell) are checked and
+printed, and the table is not written.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import time
 from pathlib import Path
 
 import torch
-from checks import check
+from checks import check, missing_recipes
 from networks import Network, networks
 from table import render
+
+from chansurg.surgery.recipe import installed_recipes
 
 
 def main() -> None:
@@ -26,8 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="a JSON file outside the repository")
     parser.add_argument("--only", metavar="PATTERN", help="for example 'torchvision/res*'")
+    parser.add_argument("--recipes", metavar="NAMES", default=",".join(installed_recipes()), help="for example pix,pcs; else all")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "docs" / "SUPPORT.md")
     arguments = parser.parse_args()
+    recipes = arguments.recipes.split(",")
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     cache = json.loads(arguments.cache.read_text()) if arguments.cache.exists() else {}
@@ -36,10 +41,11 @@ def main() -> None:
     results = cache.setdefault("results", {})
     chosen = [Network(*entry) for entry in cache["networks"] if fnmatch.fnmatch(entry[0], arguments.only or "*")]
     for network in chosen:
-        if network.name not in results or arguments.only:
+        known = None if arguments.only else results.get(network.name)
+        if known is None or missing_recipes(known, recipes):
             started = time.perf_counter()
             try:
-                results[network.name] = check(network)
+                results[network.name] = check(network, recipes, known)
             except Exception as error:  # the table says so, and the next network has its turn
                 results[network.name] = {"family": network.family, "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
             _keep(cache, arguments.cache)

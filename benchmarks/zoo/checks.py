@@ -8,7 +8,7 @@ import gc
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,43 @@ from chansurg.surgery.files.provenance import record_of
 from chansurg.surgery.forwards.skeleton import meta_copy
 from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.nested import tensors_in
-from chansurg.surgery.recipe import Recipe, installed_recipes
-from chansurg.surgery.survey import survey
+from chansurg.surgery.recipe import Recipe, find_recipe
+from chansurg.surgery.survey import Survey, survey
 
 
-def check(network: Network) -> dict[str, Any]:
-    """Everything the table says of one network, as JSON values."""
+def missing_recipes(result: Mapping[str, Any], recipes: Iterable[str]) -> list[str]:
+    """Which of the recipes a result of :func:`check` says nothing of."""
+    return [] if "failed" in result else [name for name in recipes if name not in result["recipes"]]
+
+
+def check(network: Network, recipes: Sequence[str], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Everything the table says of one network, as JSON values.
+
+    Args:
+        network: what to check.
+        recipes: names of those to try.
+        known: an earlier result for it; only the recipes that it says nothing of are then tried, and the rest is taken from it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = chansurg.load(network.name)
     _unsettle(model)
     size = network.input_size(record_of(model).preprocessing.input_size)
     surveyed = survey(model, size)
+    if known is None:
+        known = _understood(network, model, surveyed)
+    small = None if known["run_at"] is None else tuple(known["run_at"])
+    tried = dict(known["recipes"])
+    for name in missing_recipes(known, recipes):
+        recipe = find_recipe(name)
+        tried[name] = {mode: _convert(network, model, recipe, options, surveyed, small) for mode, options in _modes(recipe)}
+    gc.collect()
+    return {**known, "recipes": tried}
+
+
+def _understood(network: Network, model: nn.Module, surveyed: Survey) -> dict[str, Any]:
+    """How much of the network was traced, and whether it is the same when its forwards are rewritten without an edit."""
+    size = tuple(surveyed.input_size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     result: dict[str, Any] = {
         "family": network.family,
@@ -50,13 +75,7 @@ def check(network: Network) -> dict[str, Any]:
     result["rewritten"], result["left"] = len(report.rewritten), dict(report.left)
     if small is not None:
         result.update(_same(network, model, rewritten, small))
-    del rewritten
-    result["recipes"] = {
-        name: {mode: _convert(network, model, recipe, options, surveyed, small) for mode, options in _modes(recipe)}
-        for name, recipe in installed_recipes().items()
-    }
-    gc.collect()
-    return result
+    return {**result, "recipes": {}}
 
 
 def _unsettle(model: nn.Module) -> None:
@@ -117,7 +136,7 @@ def _modes(recipe: Recipe) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _convert(
-    network: Network, model: nn.Module, recipe: Recipe, options: dict[str, str], surveyed: Any, size: tuple[int, ...] | None
+    network: Network, model: nn.Module, recipe: Recipe, options: dict[str, str], surveyed: Survey, size: tuple[int, ...] | None
 ) -> dict[str, Any]:
     plan = recipe.plan(surveyed, recipe.options(options))
     result: dict[str, Any] = {
