@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 
 import chansurg
 from chansurg.surgery.architecture import IMAGENET_MEAN, IMAGENET_STD
-from chansurg.surgery.training.data import ClassifiedImages
+from chansurg.surgery.images.classified import ClassifiedImages
 from chansurg.surgery.training.loop import Training
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10.zip"

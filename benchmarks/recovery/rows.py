@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import chansurg
 from benchmarks.recovery.pruning import prune
-from chansurg.surgery.training.data import ClassifiedImages, evaluation_transform
+from chansurg.surgery.images.classified import ClassifiedImages, evaluation_transform
 
 
 @dataclass(frozen=True)

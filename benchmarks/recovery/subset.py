@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from chansurg.surgery.training.image_tree import open_tree
+from chansurg.surgery.images.tree import open_tree
 
 
 def write_subset(data: Path, target: Path, images: int) -> None:

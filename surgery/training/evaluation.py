@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.files.provenance import record_of
+from chansurg.surgery.images.classified import batches, evaluation_transform, match_classes
+from chansurg.surgery.images.library import open_images
 from chansurg.surgery.modes import eval_mode
-from chansurg.surgery.training.data import batches, evaluation_transform, match_classes
-from chansurg.surgery.training.library_images import open_images
 
 FEW_IMAGES = 2000
 

@@ -22,10 +22,10 @@ from chansurg.surgery.files.modelfile import save
 from chansurg.surgery.files.provenance import attach, library_versions, record_of, refuse_wrapped
 from chansurg.surgery.files.weights_digest import weights_digest
 from chansurg.surgery.files.writing import would_be_lost
+from chansurg.surgery.images.library import LabelledImages
 from chansurg.surgery.journal import Entry, Record
 from chansurg.surgery.opening import load
 from chansurg.surgery.training.checkpoints import Checkpoint
-from chansurg.surgery.training.library_images import LabelledImages
 from chansurg.surgery.training.loop import Standing, Training
 from chansurg.surgery.training.ordering import Course
 from chansurg.surgery.training.preparation import network_to_train, open_splits, prepared, with_data_classes

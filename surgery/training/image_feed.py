@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from chansurg.surgery.architecture import Preprocessing
-from chansurg.surgery.training.augmentation import Augmentation, Normalise
-from chansurg.surgery.training.data import batches
+from chansurg.surgery.images.augmentation import Augmentation, Normalise
+from chansurg.surgery.images.classified import batches
+from chansurg.surgery.images.library import LabelledImages
 from chansurg.surgery.training.evaluation import default_workers
-from chansurg.surgery.training.library_images import LabelledImages
 from chansurg.surgery.training.ordering import Key
 from chansurg.surgery.training.seeding import seeds_of
 

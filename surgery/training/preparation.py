@@ -15,14 +15,14 @@ from torch import nn
 from chansurg.surgery.architecture import Preprocessing
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.provenance import attach, record_of
+from chansurg.surgery.images.augmentation import Augmentation, augmentation
+from chansurg.surgery.images.classified import MissingSplit, evaluation_transform, match_classes
+from chansurg.surgery.images.library import LabelledImages, open_images
 from chansurg.surgery.journal import Record
 from chansurg.surgery.memory_format import to_channels_last
-from chansurg.surgery.training.augmentation import Augmentation, augmentation
 from chansurg.surgery.training.averaging import WeightAverage
 from chansurg.surgery.training.budget import Budget
-from chansurg.surgery.training.data import MissingSplit, evaluation_transform, match_classes
 from chansurg.surgery.training.image_feed import ImageFeed
-from chansurg.surgery.training.library_images import LabelledImages, open_images
 from chansurg.surgery.training.loop import Standing, Training
 from chansurg.surgery.training.mixing import Mixing
 from chansurg.surgery.training.objective import Objective

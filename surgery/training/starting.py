@@ -9,10 +9,10 @@ from torch import nn
 
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.provenance import attach, record_of
+from chansurg.surgery.images.classified import evaluation_transform
+from chansurg.surgery.images.library import open_images
 from chansurg.surgery.reading.builders import fresh
 from chansurg.surgery.reading.heads import with_classes
-from chansurg.surgery.training.data import evaluation_transform
-from chansurg.surgery.training.library_images import open_images
 
 
 def fresh_for(network: nn.Module, data: str | os.PathLike[str], *, seed: int) -> nn.Module:

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from chansurg.surgery.architecture import Preprocessing
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.training.data import ClassifiedImages, batches, evaluation_transform, match_classes
+from chansurg.surgery.images.classified import ClassifiedImages, batches, evaluation_transform, match_classes
 
 SMALL = Preprocessing(input_size=(3, 16, 16))
 

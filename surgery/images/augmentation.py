@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from chansurg.surgery.architecture import Preprocessing
-from chansurg.surgery.training.data import Transform, channel_statistics, pixels_transform
+from chansurg.surgery.images.classified import Transform, channel_statistics, pixels_transform
 
 SMALL = 64
 """Inputs up to this many pixels a side are taken for CIFAR-like ones."""

@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional
 
 from chansurg.surgery.architecture import Preprocessing
 from chansurg.surgery.errors import InputError, Refusal
-from chansurg.surgery.training.image_tree import IMAGE_SUFFIXES, ImageTree, open_tree
+from chansurg.surgery.images.tree import IMAGE_SUFFIXES, ImageTree, open_tree
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 
@@ -47,7 +47,7 @@ class ClassifiedImages(Dataset[tuple[Tensor, int]]):
     it to one of the network's outputs.
 
     Args:
-        data: folder or zip, as :func:`~chansurg.surgery.training.image_tree.open_tree` takes it.
+        data: folder or zip, as :func:`~chansurg.surgery.images.tree.open_tree` takes it.
         split: folder between the top and the class folders; not looked for where the class folders lie at the top.
         transform: what turns a decoded RGB image into the network's input.
         whole: where the class folders lie at the top, take all images, whatever the split.

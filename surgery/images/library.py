@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.training.data import ClassifiedImages, Transform, listing_digest
+from chansurg.surgery.images.classified import ClassifiedImages, Transform, listing_digest
 
 _TRAIN_FLAG = ({"train": True}, {"train": False})
 _TEST_SPLIT = ({"split": "train"}, {"split": "test"})
@@ -38,7 +38,7 @@ _TARGETS = ("targets", "labels", "_labels")
 
 
 class LibraryImages(Dataset[tuple[Tensor, int]]):
-    """One split of a data set of torchvision's, with the same face as :class:`~chansurg.surgery.training.data.ClassifiedImages`.
+    """One split of a data set of torchvision's, with the same face as :class:`~chansurg.surgery.images.classified.ClassifiedImages`.
 
     Args:
         name: the data set's, in lower case.
@@ -99,7 +99,7 @@ def open_images(data: str | os.PathLike[str], *, split: str, transform: Transfor
         data: a path, or ``NAME:FOLDER``.
         split: which images.
         transform: what turns a decoded RGB image into the network's input.
-        whole: see :class:`~chansurg.surgery.training.data.ClassifiedImages`.
+        whole: see :class:`~chansurg.surgery.images.classified.ClassifiedImages`.
 
     Raises:
         InputError: where there is no such data.
