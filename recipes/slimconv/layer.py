@@ -1,0 +1,241 @@
+"""SlimConv: a spatial convolution on folded channels, twice, with a small attention deciding how much of each channel goes into a fold.
+
+A convolution that maps ``C_in`` to ``C_out`` channels gives way to a *top* path on ``C_in / m`` folded channels, and a *bottom* path on
+half of them, folded under another order of the same weights. Their results are joined: ``3 C_out / (2m)`` channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chansurg.recipes.slimconv.options import PATHS, RATIO, WEIGHTS
+from chansurg.surgery.errors import InputError
+from chansurg.surgery.layer import RecipeLayer
+
+
+class SlimConv(RecipeLayer):
+    """The slim convolution (SlimConv, Section III-A, Figure 2).
+
+    For ``x`` ``[B, C_in, H, W]``, ``m`` folds, and a convolution ``C_in -> C_out`` whose place it takes::
+
+        w      = sigmoid(excite(relu(norm(squeeze(mean_hw(x))))))    [B, C_in]              (Eq. 1)
+        top    = conv(fold_m(w * x))                                 [B, C_out / m, H', W']  (Eq. 2)
+        bottom = conv(relu(norm(reduce(fold_m(flip(w) * x)))))       [B, C_out / (2m), H', W']
+        y      = concatenation of top, bottom (and third)
+
+    ``fold_m`` cuts the channels into ``m`` runs and adds them up; ``flip`` reverses their order. ``squeeze`` maps ``C_in`` to
+    ``max(C_in // 32, floor)``, without bias; ``reduce`` is ``1x1``, ``C_in / m -> C_in / (2m)``. The norm behind each path's convolution
+    is the one norm that follows the layer: batch norm works channel by channel.
+
+    Args:
+        in_channels: ``C_in``; ``2 folds`` must divide it.
+        conv_channels: ``C_out``, likewise.
+        kernel_size: of the convolution replaced, as are the following.
+        stride: see there.
+        padding: numbers, or ``valid`` or ``same``.
+        dilation: see there.
+        groups: each path has as many where they divide its channels, else the largest number that divides all three; a depthwise
+            convolution stays depthwise.
+        bias: whether the convolutions of the paths have one.
+        padding_mode: see there.
+        folds: ``m``, at least 2.
+        floor: least width of the attention.
+        weights: which order of ``w`` the paths take. ``both``: top as it is, bottom reversed. The ablations: ``plain``, both as it is;
+            ``flipped``, both reversed; ``shuffled``, the bottom path interleaved (channel ``i`` of the ``m`` runs after one another, as in
+            a channel shuffle).
+        paths: 3 adds a path like the bottom one, on interleaved weights (Table XI).
+        selections: for the bottom and third path, which folded channels ``reduce`` hands on at first; ``None`` initialises it at random.
+
+    Raises:
+        InputError: for arguments outside what is said above.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        conv_channels: int,
+        kernel_size: int | Sequence[int],
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: str = "zeros",
+        folds: int = 2,
+        floor: int = 1,
+        weights: str = "both",
+        paths: int = 2,
+        selections: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(in_channels, conv_channels, groups, folds, floor, weights, paths, selections)
+        self.in_channels = in_channels
+        self.conv_channels = conv_channels
+        self.folds = folds
+        self.weights = weights
+        self.selections = None if selections is None else [list(selection) for selection in selections]
+
+        def conv(part: int) -> nn.Conv2d:
+            """The replaced convolution with a ``part``-th of its channels."""
+            inputs, outputs = in_channels // part, conv_channels // part
+            return nn.Conv2d(
+                inputs,
+                outputs,
+                _pair(kernel_size),
+                stride=_pair(stride),
+                padding=padding if isinstance(padding, str) else _pair(padding),
+                dilation=_pair(dilation),
+                groups=path_groups(in_channels, groups, inputs, outputs),
+                bias=bias,
+                padding_mode=padding_mode,
+            )
+
+        def second() -> nn.Sequential:
+            reduced = in_channels // (2 * folds)
+            return nn.Sequential(
+                OrderedDict(
+                    reduce=nn.Conv2d(in_channels // folds, reduced, 1, bias=False),
+                    norm=nn.BatchNorm2d(reduced),
+                    relu=nn.ReLU(inplace=True),
+                    conv=conv(2 * folds),
+                )
+            )
+
+        hidden = max(in_channels // RATIO, floor)
+        self.squeeze = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        self.norm = VectorNorm(hidden)
+        self.excite = nn.Conv2d(hidden, in_channels, 1)
+        self.top = conv(folds)
+        self.bottom = second()
+        self.third = second() if paths == 3 else None
+        self.reset_parameters()
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that the layer puts out."""
+        return self.top.out_channels + sum(path.conv.out_channels for path in self._seconds())
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw every convolution anew (He normal, from ``generator`` if given), start ``reduce`` as its selection, and reset the norms."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+        for path, selection in zip(self._seconds(), self.selections or (), strict=False):
+            with torch.no_grad():
+                path.reduce.weight.zero_()
+                for row, folded in enumerate(selection):
+                    path.reduce.weight[row, folded] = 1.0
+
+    def channel_weights(self, x: Tensor) -> Tensor:
+        """``w``: ``[B, C_in, H, W] -> [B, C_in, 1, 1]`` (Eq. 1)."""
+        # The sum over a whole image overflows in half precision.
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        z = x.mean((2, 3), keepdim=True, dtype=torch.float32 if half else None).to(x.dtype)
+        return torch.sigmoid(self.excite(functional.relu(self.norm(self.squeeze(z))))).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C_in, H, W] -> [B, out_channels, H', W']``; dtype and memory format are kept."""
+        w = self.channel_weights(x)
+        top = w.flip(1) if self.weights == "flipped" else w
+        if self.weights in ("plain", "flipped"):
+            bottom = top
+        else:
+            bottom = self._interleaved(w) if self.weights == "shuffled" else w.flip(1)
+        folded = self._fold(top, x)
+        parts = [self.top(folded), self.bottom(folded if bottom is top else self._fold(bottom, x))]
+        if self.third is not None:
+            parts.append(self.third(self._fold(self._interleaved(w), x)))
+        return torch.cat(parts, 1)
+
+    def _fold(self, w: Tensor, x: Tensor) -> Tensor:
+        """``fold_m(w * x)``, run by run, so that ``w * x`` never exists at its full width: ``[B, C_in / m, H, W]`` (Eq. 2)."""
+        size = self.in_channels // self.folds
+        runs = list(zip(w.split(size, 1), x.split(size, 1), strict=True))
+        folded = runs[0][0] * runs[0][1]
+        for weight, run in runs[1:]:
+            folded = torch.addcmul(folded, weight, run)
+        return folded
+
+    def _interleaved(self, w: Tensor) -> Tensor:
+        """The weights with the ``m`` runs dealt out in turn."""
+        return w.unflatten(1, (self.folds, -1)).transpose(1, 2).flatten(1, 2)
+
+    def _seconds(self) -> list[nn.Sequential]:
+        return [path for path in (self.bottom, self.third) if path is not None]
+
+    def extra_repr(self) -> str:
+        """What the layer does as a whole; its convolutions say the rest."""
+        parts = [f"{self.in_channels} -> {self.out_channels}, folds={self.folds}"]
+        return ", ".join([*parts, *([] if self.weights == "both" else [f"weights={self.weights}"])])
+
+
+class VectorNorm(nn.BatchNorm2d):
+    """Batch norm of pooled vectors ``[B, C, 1, 1]``. A batch of a single image has no variance: there the running statistics serve."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[B, C, 1, 1] -> [B, C, 1, 1]``."""
+        if self.training and input.shape[0] == 1:
+            return functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(input)
+
+
+def path_groups(in_channels: int, groups: int, inputs: int, outputs: int) -> int:
+    """Groups of a path's convolution, which maps ``inputs`` to ``outputs`` channels.
+
+    Args:
+        in_channels: of the convolution replaced.
+        groups: of that convolution.
+        inputs: of the path's convolution.
+        outputs: likewise.
+    """
+    return inputs if groups == in_channels else math.gcd(groups, inputs, outputs)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _check(
+    in_channels: int,
+    conv_channels: int,
+    groups: int,
+    folds: int,
+    floor: int,
+    weights: str,
+    paths: int,
+    selections: Sequence[Sequence[int]] | None,
+) -> None:
+    def refuse(what: str, where: str, to_do: str) -> InputError:
+        return InputError(what, where=where, not_done="no layer was built", to_do=to_do)
+
+    if not isinstance(folds, int) or isinstance(folds, bool) or folds < 2:
+        raise refuse(f"folds is {folds!r}.", "folds", "give a whole number of at least 2; the paper's default is 2")
+    for name, channels in (("in_channels", in_channels), ("conv_channels", conv_channels)):
+        if not isinstance(channels, int) or channels < 1 or channels % (2 * folds):
+            raise refuse(f"{name} is {channels!r}, which {2 * folds} does not divide.", name, "give a multiple of twice the folds")
+    if groups < 1 or in_channels % groups or conv_channels % groups:
+        raise refuse(f"{groups!r} groups do not divide {in_channels} and {conv_channels} channels.", "groups", "give a common divisor")
+    if not isinstance(floor, int) or floor < 1:
+        raise refuse(f"floor is {floor!r}.", "floor", "give a whole number of at least 1")
+    if weights not in WEIGHTS:
+        raise refuse(f"{weights!r} is no choice of weights.", "weights", f"choose one of {', '.join(WEIGHTS)}")
+    if paths not in PATHS:
+        raise refuse(f"paths is {paths!r}.", "paths", "give 2 or 3")
+    if selections is not None:
+        size, reduced = in_channels // folds, in_channels // (2 * folds)
+        fits = len(selections) == paths - 1 and all(len(s) == reduced and all(0 <= i < size for i in s) for s in selections)
+        if not fits:
+            raise refuse(
+                f"the selections are not {reduced} of {size} folded channels for each path but the top one.", "selections", "give such"
+            )
