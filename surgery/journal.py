@@ -13,6 +13,7 @@ from typing import Any
 
 from chansurg.surgery.architecture import Architecture, Preprocessing
 from chansurg.surgery.edits import Edit, edit_from_json
+from chansurg.surgery.edits.json_values import items, text, texts
 
 SCHEMA = 2
 _OLDER = (1,)
@@ -100,43 +101,27 @@ class Entry:
             raise ValueError(f"unknown journal entry {data['kind']!r}")
         tensors, parent = data["tensors"], data["parent"]
         return cls(
-            recipe=_text(data["recipe"]),
+            recipe=text(data["recipe"]),
             version=int(data["version"]),
             options=dict(data["options"]),
             seed=int(data["seed"]),
-            edits=tuple(edit_from_json(edit) for edit in _list(data["edits"])),
+            edits=tuple(edit_from_json(edit) for edit in items(data["edits"])),
             signatures={str(path): dict(values) for path, values in data["signatures"].items()},
-            graphs={path: _text(digest) for path, digest in data["graphs"].items()},
-            libraries={name: _text(version) for name, version in data["libraries"].items()},
-            sliced=_texts(tensors["sliced"]),
-            new=_texts(tensors["new"]),
-            removed=_texts(tensors["removed"]),
+            graphs={path: text(digest) for path, digest in data["graphs"].items()},
+            libraries={name: text(version) for name, version in data["libraries"].items()},
+            sliced=texts(tensors["sliced"]),
+            new=texts(tensors["new"]),
+            removed=texts(tensors["removed"]),
             before={str(k): int(v) for k, v in data["before"].items()},
             after={str(k): int(v) for k, v in data["after"].items()},
-            uncounted=_texts(data["uncounted"]),
-            weights=_text(data["weights"]),
+            uncounted=texts(data["uncounted"]),
+            weights=text(data["weights"]),
             untouched=bool(data["untouched"]),
-            parent_file=None if parent["file"] is None else _text(parent["file"]),
-            parent_sha256=None if parent["sha256"] is None else _text(parent["sha256"]),
-            kind=_text(data["kind"]),
+            parent_file=None if parent["file"] is None else text(parent["file"]),
+            parent_sha256=None if parent["sha256"] is None else text(parent["sha256"]),
+            kind=text(data["kind"]),
             results=dict(data.get("results", {})),
         )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is not a text")
-    return value
-
-
-def _list(values: Any) -> list[Any]:
-    if not isinstance(values, list):
-        raise TypeError(f"{values!r:.80} is not a list")
-    return values
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    return tuple(_text(value) for value in _list(values))
 
 
 @dataclass(frozen=True)
@@ -199,6 +184,6 @@ class Record:
         return cls(
             architecture=None if data["architecture"] is None else Architecture.from_json(data["architecture"]),
             preprocessing=Preprocessing.from_json(data["preprocessing"]),
-            class_names=None if names is None else _texts(names),
-            journal=tuple(Entry.from_json(entry) for entry in _list(data["journal"])),
+            class_names=None if names is None else texts(names),
+            journal=tuple(Entry.from_json(entry) for entry in items(data["journal"])),
         )

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from chansurg.surgery.architecture import Architecture
-from chansurg.surgery.editing.applying import ChangedUnderneath, build_layer, perform
+from chansurg.surgery.editing.applying import ChangedUnderneath, perform
+from chansurg.surgery.editing.building import build_layer
 from chansurg.surgery.editing.narrowing import narrow
 from chansurg.surgery.edits import Attach, Bypass, Insert, Narrow, Replace, Swap
 from chansurg.surgery.errors import ChansurgError, InputError, Refusal

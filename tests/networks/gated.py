@@ -10,7 +10,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from chansurg.surgery.editing import applying
+from chansurg.surgery.editing import building
+from chansurg.surgery.editing.applying import perform
 from chansurg.surgery.edits import Attach, LayerSpec
 from chansurg.surgery.gating import Gate, gates
 from chansurg.surgery.layer import RecipeLayer
@@ -71,13 +72,13 @@ class Plain(Gate):
 
 def performing() -> Any:
     """Let edits build :class:`Plain` under the name of a recipe ``testing``."""
-    found = applying.find_recipe
+    found = building.find_recipe
 
     def find(name: str) -> Any:
         layers: dict[str, type[RecipeLayer]] = {"Plain": Plain}
         return SimpleNamespace(layer=layers.__getitem__) if name == "testing" else found(name)
 
-    return patch.object(applying, "find_recipe", find)
+    return patch.object(building, "find_recipe", find)
 
 
 def with_gates(network: nn.Module, input_size: tuple[int, ...], seed: int = 0) -> nn.Module:
@@ -106,7 +107,7 @@ def with_gates(network: nn.Module, input_size: tuple[int, ...], seed: int = 0) -
             edits.append(Attach(last.meta["address"], at, name, LayerSpec("testing.Plain", arguments)))
             signatures[at.owner] = surveyed.signature(region, at.owner)
     with performing():
-        applying.perform(network, edits, signatures, seed=seed)
+        perform(network, edits, signatures, seed=seed)
     return network.eval()
 
 

@@ -12,7 +12,8 @@ from networks import small
 from torch import nn
 
 import chansurg
-from chansurg.surgery.editing.applying import build_layer, perform
+from chansurg.surgery.editing.applying import perform
+from chansurg.surgery.editing.building import build_layer
 from chansurg.surgery.edits import Address, Bypass, Insert, LayerSpec, Narrow, Swap
 from chansurg.surgery.files.likeness import differences
 from chansurg.surgery.files.weights_digest import weights_digest

@@ -11,8 +11,9 @@ from networks import small
 from torch import nn
 
 import chansurg
-from chansurg.surgery.editing import applying
-from chansurg.surgery.editing.applying import ChangedUnderneath, build_layer, perform, working_copy
+from chansurg.surgery.editing import building
+from chansurg.surgery.editing.applying import ChangedUnderneath, perform, working_copy
+from chansurg.surgery.editing.building import build_layer
 from chansurg.surgery.edits import Address, Attach, Insert, LayerSpec, Replace, Scale
 from chansurg.surgery.forwards.skeleton import meta_copy
 
@@ -92,7 +93,7 @@ WEIGHTING = LayerSpec("engine.Weighting", {"channels": 32})
 @pytest.fixture
 def test_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("Weighting", "Difference"):
-        monkeypatch.setitem(applying._ENGINE_LAYERS, name, "networks.layers")
+        monkeypatch.setitem(building._ENGINE_LAYERS, name, "networks.layers")
 
 
 def edited(network: nn.Module, edits: list[Any], owners: list[str]) -> dict[str, str]:
