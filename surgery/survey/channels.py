@@ -8,7 +8,7 @@ dropped (the network's input or output, a concatenation, a reshape by constants,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -51,9 +51,16 @@ class Space:
 
 
 class ChannelSpaces:
-    """The channel spaces of one region's graph."""
+    """The channel spaces of one region's graph.
 
-    def __init__(self, nodes: Iterable[fx.Node]) -> None:
+    Args:
+        nodes: the graph's nodes, in order.
+        dividing: depthwise convolutions that are going to put out channels of their own: each ends a space and begins another, as an
+            ordinary convolution does.
+    """
+
+    def __init__(self, nodes: Iterable[fx.Node], dividing: Collection[fx.Node] = ()) -> None:
+        self._dividing = frozenset(dividing)
         self._parent: dict[fx.Node, fx.Node] = {}
         self._axis: dict[fx.Node, int] = {}
         self._members: list[tuple[fx.Node, Member]] = []
@@ -94,7 +101,7 @@ class ChannelSpaces:
             self._block(sources, "it is the network's output")
         elif conv is not None and sources:
             self._axis[node] = 1
-            if is_depthwise(conv) and conv.out_channels == conv.in_channels:
+            if is_depthwise(conv) and conv.out_channels == conv.in_channels and node not in self._dividing:
                 self._keep(node, sources[:1], 1)
                 self._members.append((node, Member(path_of(node), "both", node)))
             else:
