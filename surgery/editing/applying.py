@@ -16,7 +16,7 @@ from chansurg.surgery.editing.children import add_child, drop_uncalled, module_a
 from chansurg.surgery.editing.inheriting import hand_down, remember
 from chansurg.surgery.editing.narrowing import narrow
 from chansurg.surgery.editing.scaling import scale
-from chansurg.surgery.edits import Address, Attach, Bypass, Edit, Inherit, Insert, Narrow, Repeat, Replace, Scale, Swap
+from chansurg.surgery.edits import Address, Attach, Bypass, Edit, Inherit, Insert, Narrow, Repeat, Replace, Route, Scale, Swap
 from chansurg.surgery.forwards.rewriting import (
     attach_after,
     bypass,
@@ -28,6 +28,7 @@ from chansurg.surgery.forwards.rewriting import (
     replace_call,
     trace_forward,
 )
+from chansurg.surgery.forwards.routing import reason_against_routing, route
 from chansurg.surgery.forwards.tracing import TraceFailure
 
 
@@ -108,6 +109,15 @@ def perform(
                 bypass(graph, node)
                 drop_uncalled(network, edit.at, graph)
                 rewritten[edit.at.owner] = None
+            case Route():
+                graph, closes = _locate(graphs, edit.closes)
+                into = [_locate(graphs, address)[1] for address in edit.into]
+                if (reason := reason_against_routing(into, closes, edit.passing)) is not None:
+                    raise refuse(f"{edit.path} cannot route {edit.into[0].path} to {edit.closes.path}: {reason}.", edit.path)
+                add_child(network, edit.path, edit.layer, graph, min(into), seed, behind=False)
+                add_child(network, edit.fusion_path, edit.fusion, graph, closes, seed, behind=True)
+                route(graph, into, closes, edit.passing, edit.name, edit.fusion_name)
+                rewritten[edit.closes.owner] = None
             case Repeat() | Inherit():
                 pass
             case _:

@@ -9,9 +9,9 @@ from torch import fx, nn
 
 from chansurg.surgery.editing.building import build_layer, home_of
 from chansurg.surgery.edits import Address, LayerSpec, Repeat, Swap
+from chansurg.surgery.edits.places import join_path
 from chansurg.surgery.errors import Refusal
 from chansurg.surgery.forwards.rewriting import called_children
-from chansurg.surgery.forwards.tracing import join_path
 
 
 def module_at(network: nn.Module, path: str) -> nn.Module:

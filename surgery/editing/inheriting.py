@@ -32,27 +32,33 @@ def hand_down(network: nn.Module, edits: Sequence[Inherit], remembered: Mapping[
     """Give the edits' tensors what their sources held; of sources that are remembered by shape alone, see that they fit.
 
     Raises:
-        Refusal: where a tensor is not there, is named twice, or has another shape than what it would start as.
+        Refusal: where a tensor is not there, would start as two at once, or has another shape than what it would start as.
     """
     state = network.state_dict(keep_vars=True) if edits else {}
-    given: set[str] = set()
+    given: dict[str, set[int]] = {}
     for edit in edits:
         target = state.get(edit.tensor)
         if not isinstance(target, Tensor):
             raise refuse(f"The edited network has no tensor {edit.tensor!r}.", edit.tensor)
-        if edit.tensor in given:
-            raise refuse(f"{edit.tensor} would start as two tensors at once.", edit.tensor)
-        given.add(edit.tensor)
         source = remembered[edit.source]
         if (reason := _reason_against(edit, source, target)) is not None:
             raise refuse(f"{edit.tensor} cannot start as {edit.source}: {reason}.", edit.tensor)
+        rows = range(target.shape[0] if target.ndim else 1) if edit.rows is None else edit.rows
+        before = given.setdefault(edit.tensor, set())
+        if not before.isdisjoint(rows):
+            raise refuse(f"{edit.tensor} would start as two tensors at once.", edit.tensor)
+        before.update(rows)
         if source.is_meta:
             continue
         for dimension, indices in enumerate(edit.slices):
             if indices is not None:
                 source = source.index_select(dimension, torch.tensor(indices, dtype=torch.long, device=source.device))
         with torch.no_grad():
-            target.copy_(source)
+            if edit.rows is None:
+                target.copy_(source)
+            else:
+                index = torch.tensor(edit.rows, dtype=torch.long, device=target.device)
+                target.index_copy_(0, index, source.to(target.device, target.dtype))
 
 
 def _reason_against(edit: Inherit, source: Tensor, target: Tensor) -> str | None:
@@ -65,6 +71,11 @@ def _reason_against(edit: Inherit, source: Tensor, target: Tensor) -> str | None
         if any(not 0 <= index < source.shape[dimension] for index in indices):
             return f"its dimension {dimension} has {source.shape[dimension]} entries, and others were named"
         shape[dimension] = len(indices)
-    if shape != list(target.shape):
-        return f"it would be {shape}, and {list(target.shape)} is wanted"
+    wanted = list(target.shape)
+    if edit.rows is not None:
+        if not wanted or len(set(edit.rows)) != len(edit.rows) or any(not 0 <= row < wanted[0] for row in edit.rows):
+            return f"its rows are not among those of a tensor {wanted}, once each"
+        wanted[0] = len(edit.rows)
+    if shape != wanted:
+        return f"it would be {shape}, and {wanted} is wanted"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from chansurg.surgery.edits.places import LayerSpec, child_path, require_plain
+from chansurg.surgery.edits.places import LayerSpec, join_path, require_plain
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Repeat:
     @property
     def copy(self) -> str:
         """Path of the copy."""
-        return child_path(self.path.rpartition(".")[0], self.name)
+        return join_path(self.path.rpartition(".")[0], self.name)
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; :func:`edit_from_json` reads them back."""
@@ -117,11 +117,14 @@ class Inherit:
         source: the name in the state dict before all edits of the tensor that it starts from.
         slices: for each of the source's dimensions the indices taken, in order and repeated if need be, or ``None`` for all;
             ``()`` takes the tensor as a whole.
+        rows: which entries of the tensor's first dimension start so, in the order in which they are taken; ``None`` is all. Several
+            edits may each give a tensor some of its rows: the groups of a convolution may take different slices.
     """
 
     tensor: str
     source: str
     slices: tuple[tuple[int, ...] | None, ...] = ()
+    rows: tuple[int, ...] | None = None
     op: ClassVar[str] = "inherit"
 
     @property
@@ -142,4 +145,5 @@ class Inherit:
             "tensor": self.tensor,
             "source": self.source,
             "slices": [None if indices is None else list(indices) for indices in self.slices],
+            "rows": None if self.rows is None else list(self.rows),
         }

@@ -61,9 +61,9 @@ class LayerSpec:
         return cls(text(data["kind"]), dict(data["arguments"]))
 
 
-def child_path(owner: str, name: str) -> str:
-    """Path of the child ``name`` of the module at ``owner``; the network itself is ``""``."""
-    return f"{owner}.{name}" if owner else name
+def join_path(parent: str, child: str) -> str:
+    """A module's path from its parent's and its own name; the network itself is ``""``."""
+    return f"{parent}.{child}" if parent and child else parent or child
 
 
 def require_plain(name: str) -> None:

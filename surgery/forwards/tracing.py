@@ -26,6 +26,7 @@ from torch import fx, nn
 from torch.utils import checkpoint as checkpointing
 
 from chansurg.surgery.edits import Address
+from chansurg.surgery.edits.places import join_path
 from chansurg.surgery.forwards.arguments import build, copied, is_empty, leaves
 
 _RECOMPUTING = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
@@ -45,11 +46,6 @@ def operation_of(kind: str, target: Any) -> str:
     if module in (__name__, "_operator", "torch._C._nn", "torch._C._VariableFunctions", "torch._ops.aten"):
         module = {__name__: "operator", "_operator": "operator", "torch._C._nn": "torch.nn.functional"}.get(module, "torch")
     return f"{module}.{getattr(target, '__name__', str(target))}"
-
-
-def join_path(parent: str, child: str) -> str:
-    """A module's path from its parent's and its own name; the network itself is ``""``."""
-    return f"{parent}.{child}" if parent and child else parent or child
 
 
 def relative_path(ancestor: str, path: str) -> str:

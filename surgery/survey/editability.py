@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from torch import fx, nn
 
 from chansurg.surgery.edits import Address
+from chansurg.surgery.edits.places import join_path
 from chansurg.surgery.forwards.rewriting import trace_forward
-from chansurg.surgery.forwards.tracing import TraceFailure, join_path
+from chansurg.surgery.forwards.tracing import TraceFailure
 from chansurg.surgery.survey.regions import Call, Region
 
 

@@ -21,11 +21,11 @@ from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chansurg.surgery.edits import Address
+from chansurg.surgery.edits.places import join_path
 from chansurg.surgery.forwards.arguments import TENSOR, NotPlain, copied, describe
 from chansurg.surgery.forwards.tracing import (
     AddressingTracer,
     TraceFailure,
-    join_path,
     readable_reason,
     relative_path,
     unchanged,

@@ -28,3 +28,28 @@ class Difference(RecipeLayer):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         return first - second
+
+
+class Selecting(RecipeLayer):
+    """The first ``kept`` channels, each times a gate that is a number an image: ``[B, C, …] -> ([B, kept, …], [B, kept])``."""
+
+    def __init__(self, channels: int, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+        self.weight = nn.Parameter(torch.empty(channels))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.weight, generator=generator)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        note = torch.sigmoid(x.flatten(2).mean(2) * self.weight)[:, : self.kept]
+        return x[:, : self.kept] * note.reshape(*note.shape, *(1,) * (x.ndim - 2)), note
+
+
+class Fusing(RecipeLayer):
+    """Adds the branch, times the note, to the first channels that pass it by: ``[B, C, …], [B, k, …], [B, k] -> [B, C, …]``."""
+
+    def forward(self, passing: Tensor, branch: Tensor, note: Tensor) -> Tensor:
+        kept = branch.shape[1]
+        weighted = branch * note.reshape(*note.shape, *(1,) * (branch.ndim - 2))
+        return torch.cat([passing[:, :kept] + weighted, passing[:, kept:]], 1)

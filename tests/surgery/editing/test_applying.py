@@ -11,7 +11,6 @@ from networks import small
 from torch import nn
 
 import chansurg
-from chansurg.surgery.editing import building
 from chansurg.surgery.editing.applying import ChangedUnderneath, perform, working_copy
 from chansurg.surgery.editing.building import build_layer
 from chansurg.surgery.edits import Address, Attach, Insert, LayerSpec, Replace, Scale
@@ -88,12 +87,6 @@ def test_a_working_copy_shares_nothing() -> None:
 
 
 WEIGHTING = LayerSpec("engine.Weighting", {"channels": 32})
-
-
-@pytest.fixture
-def test_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("Weighting", "Difference"):
-        monkeypatch.setitem(building._ENGINE_LAYERS, name, "networks.layers")
 
 
 def edited(network: nn.Module, edits: list[Any], owners: list[str]) -> dict[str, str]:

@@ -1,16 +1,16 @@
-"""Edits read back from JSON values."""
+"""All edits: how they are read back from JSON values, and which layers they put into a network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from chansurg.surgery.edits.json_values import indices, items, number, text
-from chansurg.surgery.edits.of_calls import Attach, Bypass, Insert, Replace
+from chansurg.surgery.edits.json_values import indices, items, number, text, whole
+from chansurg.surgery.edits.of_calls import Attach, Bypass, Insert, Replace, Route
 from chansurg.surgery.edits.of_modules import Inherit, Narrow, Repeat, Scale, Swap
 from chansurg.surgery.edits.places import Address, LayerSpec
 
-Edit = Swap | Insert | Bypass | Attach | Replace | Narrow | Scale | Repeat | Inherit
+Edit = Swap | Insert | Bypass | Attach | Replace | Narrow | Scale | Route | Repeat | Inherit
 
 
 def edit_from_json(data: Mapping[str, Any]) -> Edit:
@@ -38,9 +38,32 @@ def edit_from_json(data: Mapping[str, Any]) -> Edit:
         case Repeat.op:
             return Repeat(text(data["path"]), text(data["name"]))
         case Inherit.op:
-            return Inherit(text(data["tensor"]), text(data["source"]), tuple(indices(kept) for kept in items(data["slices"])))
+            slices = tuple(indices(kept) for kept in items(data["slices"]))
+            return Inherit(text(data["tensor"]), text(data["source"]), slices, indices(data["rows"]))
+        case Route.op:
+            passing = None if data["passing"] is None else whole(data["passing"])
+            return Route(
+                tuple(Address.from_json(address) for address in items(data["into"])),
+                Address.from_json(data["closes"]),
+                passing,
+                text(data["name"]),
+                LayerSpec.from_json(data["layer"]),
+                text(data["fusion_name"]),
+                LayerSpec.from_json(data["fusion"]),
+            )
         case other:
             raise ValueError(f"unknown edit {other!r}")
+
+
+def new_layers(edit: Edit) -> tuple[tuple[str, LayerSpec], ...]:
+    """Path and specification of every layer that an edit puts into the network."""
+    match edit:
+        case Swap() | Insert() | Attach() | Replace():
+            return ((edit.path, edit.layer),)
+        case Route():
+            return (edit.path, edit.layer), (edit.fusion_path, edit.fusion)
+        case _:
+            return ()
 
 
 def _factors(values: Any) -> float | tuple[float, ...]:

@@ -7,9 +7,26 @@ from typing import Any
 
 import pytest
 
-from chansurg.surgery.edits import Address, Attach, Bypass, Edit, Insert, LayerSpec, Narrow, Replace, Scale, Swap, edit_from_json
+from chansurg.surgery.edits import (
+    Address,
+    Attach,
+    Bypass,
+    Edit,
+    Inherit,
+    Insert,
+    LayerSpec,
+    Narrow,
+    Repeat,
+    Replace,
+    Route,
+    Scale,
+    Swap,
+    edit_from_json,
+    new_layers,
+)
 
 LAYER = LayerSpec("pix.PickOrMix", {"in_channels": 8, "out_channels": 2, "tau": 0.5, "zeta": None})
+FUSION = LayerSpec("mod.Fusion", {"fuse": "first"})
 EDITS: list[Edit] = [
     Swap("layer1.0.conv1", LAYER),
     Insert(Address("layer1.0", "self.conv2"), "conv2_pix", LAYER),
@@ -21,10 +38,20 @@ EDITS: list[Edit] = [
     Replace(Address("layer1.0", "operator.iadd"), "scatter", LAYER),
     Scale("layer1.0.bn1", "out", 2.0),
     Scale("fc", "in", (0.25, 1.5), (3, 1)),
+    Repeat("layer1.2", "3"),
+    Inherit("layer1.0.conv2.top.weight", "layer1.0.conv2.weight", ((1, 0), None, (2,), None)),
+    Inherit("layer1.0.conv2.bias", "layer1.0.conv2.bias"),
+    Route((Address("layer1.1", "self.conv1"),), Address("layer1.1", "operator.iadd"), 1, "selector", LAYER, "fusion", FUSION),
+    Route((Address("", "self.0"), Address("", "self.1")), Address("", "self.2"), None, "selector", LAYER, "fusion", FUSION),
 ]
 
 
-@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: f"{edit.op}-{edit.path}")
+def route(**changes: Any) -> dict[str, Any]:
+    """The JSON values of a route, with changes."""
+    return {**EDITS[-2].as_json(), **changes}
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: f"{edit.op}-{edit.path or 0}")
 def test_an_edit_survives_json(edit: Edit) -> None:
     assert edit_from_json(json.loads(json.dumps(edit.as_json()))) == edit
 
@@ -74,7 +101,46 @@ def test_data_of_another_form_is_refused(change: dict[str, Any]) -> None:
         edit_from_json(data)
 
 
-@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: f"{edit.op}-{edit.path}")
+ELSEWHERE = Address("layer1.2", "self.conv1").as_json()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        route(passing=2),
+        route(passing=True),
+        route(passing="0"),
+        route(into=[]),
+        route(into=None),
+        route(into=ELSEWHERE),
+        route(into=[ELSEWHERE]),
+        route(closes=ELSEWHERE),
+        route(fusion_name="selector"),
+        route(fusion_name="a.b"),
+        route(name="a b"),
+        route(fusion="mod.Fusion"),
+        {"op": "repeat", "path": "layer1.2", "name": "a.b"},
+        {"op": "repeat", "path": 2, "name": "3"},
+        {"op": "inherit", "tensor": "a", "source": "b", "slices": [0, 1]},
+        {"op": "inherit", "tensor": "a", "source": "b", "slices": None},
+        {"op": "inherit", "tensor": "a", "source": "b", "slices": [[-1]]},
+        {"op": "inherit", "tensor": "a", "source": None, "slices": []},
+    ],
+)
+def test_routes_repeats_and_inheritances_of_another_form_are_refused(data: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        edit_from_json(data)
+
+
+def test_an_edit_says_which_layers_it_brings_and_where() -> None:
+    assert new_layers(EDITS[-2]) == (("layer1.1.selector", LAYER), ("layer1.1.fusion", FUSION))
+    assert [path for path, _ in new_layers(EDITS[-1])] == ["selector", "fusion"]
+    assert new_layers(EDITS[1]) == (("layer1.0.conv2_pix", LAYER),)
+    assert not any(new_layers(edit) for edit in EDITS if isinstance(edit, (Bypass, Narrow, Scale, Repeat, Inherit)))
+    assert [edit.copy for edit in EDITS if isinstance(edit, Repeat)] == ["layer1.3"]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: f"{edit.op}-{edit.path or 0}")
 def test_every_missing_part_is_noticed(edit: Edit) -> None:
     for name in edit.as_json().keys() - {"path", "in_channels", "out_channels"}:
         data = {key: value for key, value in edit.as_json().items() if key != name}
