@@ -4,7 +4,8 @@ A forward is rewritten for the arguments of its calls in the network: flags and 
 tensors have the length they have there. So that a file can hold them, they are written as JSON values, and lists and tuples stay apart:
 
 - ``None``, truth values, numbers and texts stand for themselves;
-- ``{"list": […]}``, ``{"tuple": […]}``, ``{"dict": {…}}`` and ``{"OrderedDict": {…}}`` for containers;
+- ``{"list": […]}`` and ``{"tuple": […]}`` for sequences, ``{"dict": [[key, value], …]}`` and ``{"OrderedDict": [[key, value], …]}`` for
+mappings, whose order a file must not change (files of schema 2 and older have ``{"dict": {key: value, …}}``, and are read too);
 - ``{"tensor": true}`` for a tensor inside of one, or whatever else a trace follows: the size of a tensor, say.
 
 An argument that is a tensor itself is not written down.
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 TENSOR = {"tensor": True}
+_MAPPINGS = ("dict", "OrderedDict")
 
 
 class NotPlain(Exception):
@@ -36,7 +38,7 @@ def describe(value: Any, tensor_type: type | tuple[type, ...]) -> Any:
     if type(value) in (list, tuple):
         return {type(value).__name__: [describe(item, tensor_type) for item in value]}
     if type(value) in (dict, OrderedDict) and all(type(key) is str for key in value):
-        return {type(value).__name__: {key: describe(item, tensor_type) for key, item in value.items()}}
+        return {type(value).__name__: [[key, describe(item, tensor_type)] for key, item in value.items()]}
     raise NotPlain(type(value).__name__)
 
 
@@ -49,9 +51,10 @@ def matches(value: Any, described: Any) -> bool:
     ((kind, content),) = described.items()
     if type(value).__name__ != kind or len(value) != len(content):
         return False
-    if isinstance(content, list):
-        return all(matches(item, form) for item, form in zip(value, content, strict=True))
-    return list(value) == list(content) and all(matches(value[key], form) for key, form in content.items())
+    if kind in _MAPPINGS:
+        pairs = _pairs(content)
+        return list(value) == [key for key, _ in pairs] and all(matches(value[key], form) for key, form in pairs)
+    return all(matches(item, form) for item, form in zip(value, content, strict=True))
 
 
 def build(described: Any, source: Any) -> Any:
@@ -66,8 +69,12 @@ def build(described: Any, source: Any) -> Any:
             items = [_part(item, source, index) for index, item in enumerate(content)]
             return items if kind == "list" else tuple(items)
         case _:
-            pairs = {key: _part(item, source, key) for key, item in content.items()}
-            return pairs if kind == "dict" else OrderedDict(pairs)
+            items = [(key, _part(item, source, key)) for key, item in _pairs(content)]
+            return dict(items) if kind == "dict" else OrderedDict(items)
+
+
+def _pairs(content: Any) -> list[tuple[str, Any]]:
+    return list(content.items()) if isinstance(content, dict) else [(key, item) for key, item in content]
 
 
 def _part(described: Any, source: Any, key: int | str) -> Any:

@@ -226,3 +226,14 @@ def test_a_layer_of_a_recipe_that_was_changed_after_the_conversion_is_not_saved(
     with pytest.raises(chansurg.Refusal, match=r"tau is 0\.25 and was built as 0\.5"):
         chansurg.save(network, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_call_with_a_mapping_keeps_its_order(tmp_path: Path) -> None:
+    network = chansurg.load("torchvision/lraspp_mobilenet_v3_large")  # its head takes {"low": …, "high": …}
+    converted = chansurg.convert(network, "pcs", input_size=(3, 64, 64))
+    assert "classifier" in chansurg.record_of(converted).journal[-1].signatures
+    file = tmp_path / "segmenter.safetensors"
+    chansurg.save(converted, file)
+    loaded, x = chansurg.load(file), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x)["out"], converted.eval()(x)["out"])
