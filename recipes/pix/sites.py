@@ -21,7 +21,7 @@ from torch import fx, nn
 from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.surgery.plan import Site, Skip
 from chansurg.surgery.survey import Block, Region, Survey
-from chansurg.surgery.survey.chains import Tail, feeding_layer, feeds_addition, feeds_spatial_conv, tail_of
+from chansurg.surgery.survey.chains import Tail, feeding_layer, feeds_addition, feeds_spatial_conv, stems, tail_of
 from chansurg.surgery.survey.kinds import (
     conv_of,
     follow,
@@ -293,14 +293,14 @@ def downscale_sites(survey: Survey, *, every: bool = False) -> tuple[list[Downsc
     skipped: list[Skip] = []
     for region in survey.regions:
         bottlenecks = dict(_bottlenecks(survey, region))
-        reached_by_conv = _behind_convs(region)
+        first = stems(region.nodes, survey.input_size[0], whole=region.path == "")
         for node in region.nodes:
             site = _downscale_candidate(region, node, bottlenecks)
             if site is None:
                 if every and (reason := _no_downscale(node)) is not None:
                     skipped.append(Skip(path_of(node), reason))
                 continue
-            if node not in reached_by_conv and (region.path == "" or site.in_channels == survey.input_size[0]):
+            if node in first:
                 skipped.append(Skip(path_of(node), "it is the stem"))
                 continue
             parts = [part for part in (node, site.expand) if part is not None]
@@ -361,15 +361,6 @@ def _bottlenecks(survey: Survey, region: Region) -> Iterator[tuple[fx.Node, fx.N
         if conv is None or is_pointwise(conv) or is_depthwise(conv) or space.blockers or len(readers) > len(gates):
             continue
         yield spatial, expand
-
-
-def _behind_convs(region: Region) -> set[fx.Node]:
-    """Nodes that some convolution's output reaches."""
-    reached: set[fx.Node] = set()
-    for node in region.nodes:
-        if any(source in reached or conv_of(source) is not None for source in tensor_inputs(node)):
-            reached.add(node)
-    return reached
 
 
 __all__ = ["DownscaleSite", "SqueezeSite", "downscale_sites", "squeeze_sites"]

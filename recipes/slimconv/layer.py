@@ -148,10 +148,9 @@ class SlimConv(RecipeLayer):
         """``[B, C_in, H, W] -> [B, out_channels, H', W']``; dtype and memory format are kept."""
         w = self.channel_weights(x)
         top = w.flip(1) if self.weights == "flipped" else w
-        if self.weights in ("plain", "flipped"):
-            bottom = top
-        else:
-            bottom = self._interleaved(w) if self.weights == "shuffled" else w.flip(1)
+        bottom = top
+        if self.weights in ("both", "shuffled"):
+            bottom = w.flip(1) if self.weights == "both" else self._interleaved(w)
         folded = self._fold(top, x)
         parts = [self.top(folded), self.bottom(folded if bottom is top else self._fold(bottom, x))]
         if self.third is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import fx
@@ -62,6 +63,26 @@ def tail_of(layer: fx.Node) -> Tail:
         elif not is_neutral(reached):
             break
     return Tail(norm, activation, last)
+
+
+def stems(nodes: Iterable[fx.Node], image_channels: int, *, whole: bool) -> set[fx.Node]:
+    """The convolutions that no other one feeds, through whatever lies between.
+
+    Args:
+        nodes: of a region's graph, in order.
+        image_channels: channels of the network's input.
+        whole: whether the region is the network as a whole. Where it is not, the region's first convolutions may have others ahead of them,
+            and only those with as many input channels as an image are stems.
+    """
+    found: set[fx.Node] = set()
+    reached: set[fx.Node] = set()
+    for node in nodes:
+        conv = conv_of(node)
+        if any(source in reached or conv_of(source) is not None for source in tensor_inputs(node)):
+            reached.add(node)
+        elif conv is not None and (whole or conv.in_channels == image_channels):
+            found.add(node)
+    return found
 
 
 def feeds_spatial_conv(last: fx.Node) -> bool:

@@ -1,0 +1,136 @@
+"""Which of the replaced convolution's filters and input slices each path starts with.
+
+**The rule.** The bottom path first sees the folded channels with the strongest slices, a third path the others. Each path's
+convolution takes the strongest filters that an earlier path has left, in their order. A filter on folded channels keeps, for each of
+them, the slice of one of the ``m`` channels that fold onto it: the one with the largest norm. A filter of a
+grouped convolution serves where each of the folded channels has one of the filter's own group in it; where there are too few such filters,
+the convolutions of the paths start at random. Equal norms go to the lower index; a network without numbers takes the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from chansurg.recipes.slimconv.layer import path_groups
+from chansurg.surgery.keeping import Indices, filter_norms, slice_norms, strongest
+
+_Row = tuple[int, Indices]
+
+
+@dataclass(frozen=True)
+class Start:
+    """How one path's convolution begins.
+
+    Args:
+        filters: for each of its filters, the replaced convolution's filter whose place in the output it takes.
+        slices: for each of its filters, the input slices of that one that it keeps, as positions in the weight's second dimension; ``None``
+            where no filter sees the right channels, and the path starts at random.
+    """
+
+    filters: Indices
+    slices: tuple[Indices, ...] | None
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How a slim convolution begins: its top, bottom and perhaps third path, and what the last two select of the folded channels."""
+
+    paths: tuple[Start, ...]
+    selections: tuple[Indices, ...]
+
+    @property
+    def kept(self) -> Indices:
+        """The replaced convolution's output channels that are left, in the order in which the layer puts them out."""
+        return tuple(i for path in self.paths for i in path.filters)
+
+
+def starts(conv: nn.Conv2d, channels: Sequence[int], outputs: int, groups: int, folds: int, paths: int) -> Starts:
+    """Choose filters, slices and selections.
+
+    Args:
+        conv: the convolution replaced, with its numbers or on the meta device.
+        channels: those of its input channels that are left.
+        outputs: the filters that the paths divide among them: a path has ``outputs / m`` or ``outputs / (2m)``.
+        groups: of the slim convolution.
+        folds: ``m``.
+        paths: 2 or 3.
+    """
+    size, half = len(channels) // folds, len(channels) // (2 * folds)
+    widths = [(size, outputs // folds), *[(half, outputs // (2 * folds))] * (paths - 1)]
+    path_group_counts = [path_groups(len(channels), groups, *width) for width in widths]
+    norms = slice_norms(conv)
+    strength = None if norms is None else norms[list(channels)].reshape(folds, size).amax(0)
+    is_depthwise = groups == len(channels)
+    chosen = strongest([strength], half, size, 1 if is_depthwise else path_group_counts[1])
+    selections = (chosen, tuple(i for i in range(size) if i not in set(chosen)))[: paths - 1]
+    filters = _Filters(conv, channels, folds)
+    taken = [
+        filters.take(folded, width, count)
+        for folded, (_, width), count in zip((tuple(range(size)), *selections), widths, path_group_counts, strict=True)
+    ]
+    if any(rows is None for rows in taken):
+        total = sum(width for _, width in widths)
+        kept = iter(strongest([filter_norms(conv)], total, conv.out_channels, 1))
+        return Starts(tuple(Start(tuple(next(kept) for _ in range(width)), None) for _, width in widths), selections)
+    return Starts(tuple(Start(tuple(f for f, _ in rows), tuple(s for _, s in rows)) for rows in taken if rows is not None), selections)
+
+
+class _Filters:
+    """The replaced convolution's filters; each is taken once."""
+
+    def __init__(self, conv: nn.Conv2d, channels: Sequence[int], folds: int) -> None:
+        self._folds = folds
+        self._channels = channels
+        self._in_group = conv.in_channels // conv.groups
+        self._out_group = conv.out_channels // conv.groups
+        weight = conv.weight.detach()
+        shape = (conv.out_channels, self._in_group)
+        self._squares = torch.zeros(shape) if weight.is_meta else weight.float().flatten(2).square().sum(2).cpu()
+        self._left = torch.ones(conv.out_channels, dtype=torch.bool)
+
+    def take(self, folded: Indices, width: int, groups: int) -> list[_Row] | None:
+        """A path's filters, each with the slices it keeps; ``None`` where there are not enough.
+
+        Args:
+            folded: the folded channels that the path's convolution sees.
+            width: its filters.
+            groups: its groups.
+        """
+        rows: list[_Row] = []
+        inputs = len(folded) // groups
+        for group in range(groups):
+            found = self._strongest(folded[group * inputs : (group + 1) * inputs], width // groups)
+            if found is None:
+                return None
+            rows += found
+        return rows
+
+    def _strongest(self, folded: Indices, wanted: int) -> list[_Row] | None:
+        """The strongest filters left that can work on these folded channels, in their order."""
+        candidates: list[tuple[float, int, Indices]] = []
+        for group, slices in self._fitting(folded):
+            first = group * self._out_group
+            own = slice(first, first + self._out_group)
+            scores = self._squares[own][:, list(slices)].sum(1).tolist()
+            left = self._left[own].tolist()
+            candidates += [(-score, first + i, slices) for i, score in enumerate(scores) if left[i]]
+        if len(candidates) < wanted:
+            return None
+        rows = sorted((row, slices) for _, row, slices in sorted(candidates)[:wanted])
+        self._left[[row for row, _ in rows]] = False
+        return rows
+
+    def _fitting(self, folded: Indices) -> Iterator[tuple[int, Indices]]:
+        """Groups that see a channel of each of the folded ones, and for each of them the position of the strongest such slice."""
+        size = len(self._channels) // self._folds
+        places = [[divmod(self._channels[s + run * size], self._in_group) for run in range(self._folds)] for s in folded]
+        for group in dict.fromkeys(group for group, _ in places[0]):
+            positions = [[position for of, position in place if of == group] for place in places]
+            if all(positions):
+                own = slice(group * self._out_group, (group + 1) * self._out_group)
+                strength = self._squares[own].sum(0).tolist()
+                yield group, tuple(max(choice, key=lambda p: (strength[p], -p)) for choice in positions)
