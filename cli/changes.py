@@ -11,7 +11,7 @@ from rich.text import Text
 
 from chansurg.cli.layer_text import layer_text, scale_text
 from chansurg.cli.reporting import grid
-from chansurg.surgery.edits import Attach, Bypass, Edit, Insert, Replace, Scale
+from chansurg.surgery.edits import Attach, Bypass, Edit, Inherit, Insert, Repeat, Replace, Route, Scale, new_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,8 @@ class Change:
 def layers_at(network: nn.Module, edits: Sequence[Edit]) -> dict[str, str]:
     """The layers that the edits name, in a few words, as they are in ``network`` now."""
     modules = dict(network.named_modules())
-    named = [edit.at.path if isinstance(edit, Replace) else edit.path for edit in edits] + [edit.path for edit in edits]
+    named = [edit.at.path if isinstance(edit, Replace) else edit.path for edit in edits]
+    named += [path for edit in edits for path, _ in new_layers(edit)] + [edit.copy for edit in edits if isinstance(edit, Repeat)]
     wanted = dict.fromkeys(path.partition("#")[0] for path in named)
     return {path: layer_text(modules[path]) for path in wanted if path in modules}
 
@@ -47,6 +48,13 @@ def changes(edits: Sequence[Edit], before: dict[str, str], after: dict[str, str]
                 found.setdefault(edit.before.path, Change(edit.before.path, "", ""))
             case Attach():
                 found[path] = Change(path, "", after.get(path, ""))
+            case Route():
+                for added, _ in new_layers(edit):
+                    found[added] = Change(added, "", after.get(added, ""))
+            case Repeat():
+                found[edit.copy] = Change(edit.copy, "", f"{after.get(edit.copy, '')}, a copy of {edit.path}".removeprefix(", "))
+            case Inherit():
+                pass  # a layer's numbers, not what it is
             case Replace():
                 replaced = edit.at.path.partition("#")[0]
                 found[path] = Change(path, before.get(replaced, replaced.rpartition(":")[2]), after.get(path, ""))

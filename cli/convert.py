@@ -69,8 +69,8 @@ def convert(
     entry = chansurg.record_of(network).journal[-1]
     found = changes(plan.edits, before, layers_at(network, plan.edits))
     state = network.state_dict()
-    scaled = len(scaled_tensors(plan.edits, set(state) - set(entry.sliced)))
-    kept = len(state) - len(entry.new) - len(entry.sliced) - scaled
+    scaled = len(scaled_tensors(plan.edits, set(state) - {*entry.sliced, *entry.new}))
+    kept = (entry.kept or 0) - scaled
     stop_if_interrupted()
     if not dry_run:
         chansurg.save(network, target, overwrite=force)

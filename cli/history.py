@@ -66,10 +66,8 @@ def _show_entry(report: Report, number: int, entry: Entry) -> None:
     options = " ".join(f"{flag(name)} {value}" for name, value in _told_options(entry).items() if value is not None)
     report.say(Text.assemble(f"\n{number}. ", (f"{entry.recipe} ", "bold"), options))
     report.say(f"   from {_parent(number, entry)}, seed {entry.seed}, {counted(len(entry.edits), 'edit')}")
-    scaled = len({edit.path for edit in entry.edits if isinstance(edit, Scale)})
-    others = f"those of {counted(scaled, 'layer')} scaled; all others kept" if scaled else "all others kept"
     if entry.kind != "finetune":
-        report.out.print(f"   tensors: {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed; {others}")
+        report.out.print(f"   tensors: {_tensors(entry)}")
     if entry.results:
         try:
             report.say(f"   {_reached(entry)}")
@@ -82,9 +80,22 @@ def _show_entry(report: Report, number: int, entry: Entry) -> None:
     if report.verbose:
         for edit in entry.edits:
             report.out.print(f"   {edit.op:<7} {edit.path}", soft_wrap=True)
-        for kind, names in (("sliced", entry.sliced), ("new", entry.new), ("removed", entry.removed)):
+        renamed = [name for name in entry.sources if name not in set(entry.sliced)]
+        for kind, names in (("kept", renamed), ("sliced", entry.sliced), ("new", entry.new), ("removed", entry.removed)):
             for name in names:
-                report.out.print(f"   {kind:<7} {name}", soft_wrap=True)
+                source = f" (from {entry.sources[name]})" if name in entry.sources else ""
+                report.out.print(f"   {kind:<7} {name}{source}", soft_wrap=True)
+
+
+def _tensors(entry: Entry) -> str:
+    """How many tensors were kept, sliced, made or removed; entries of older schemas do not count the kept ones."""
+    counts = {"kept": entry.kept, "sliced": len(entry.sliced), "new": len(entry.new), "removed": len(entry.removed)}
+    told = [", ".join(f"{number} {what}" for what, number in counts.items() if number is not None)]
+    if scaled := len({edit.path for edit in entry.edits if isinstance(edit, Scale)}):
+        told.append(f"those of {counted(scaled, 'layer')} scaled")
+    if copied := sum(1 for name, source in entry.sources.items() if name != source):
+        told.append(f"{copied} taken from other layers")
+    return "; ".join(told if entry.kept is not None else [*told, "all others kept"])
 
 
 def _told_options(entry: Entry) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from chansurg.surgery.counting import Counts, count
 from chansurg.surgery.editing.applying import perform, working_copy
+from chansurg.surgery.editing.origins import origins_of
 from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.files.provenance import attach, library_versions, record_of, refuse_wrapped, with_input_size
 from chansurg.surgery.files.weights_digest import weights_digest
@@ -76,10 +77,10 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, seed: int = 0,
     record = with_input_size(record_of(model), input_size)
     size = record.preprocessing.input_size
     before, weights = count(model, size), weights_digest(model)
-    old = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = _state_shapes(model)
     network = working_copy(model, inplace)
     graphs = perform(network, plan.edits, plan.signatures, seed=seed)
-    new = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    origins = origins_of(plan.edits, shapes, _state_shapes(network))
     after = count_converted(network, size, before, plan)
     entry = Entry(
         recipe=plan.recipe,
@@ -90,9 +91,11 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, seed: int = 0,
         signatures=plan.signatures,
         graphs=graphs,
         libraries=library_versions(model),
-        sliced=tuple(name for name, shape in new.items() if name in old and old[name] != shape),
-        new=tuple(name for name in new if name not in old),
-        removed=tuple(name for name in old if name not in new),
+        kept=origins.kept,
+        sliced=tuple(origins.sliced),
+        new=tuple(origins.new),
+        removed=tuple(origins.removed),
+        sources=origins.sources,
         before=before.as_json(),
         after=after.as_json(),
         uncounted=after.uncounted,
@@ -128,6 +131,10 @@ def count_converted(network: nn.Module, input_size: tuple[int, ...], before: Cou
         not_done="The conversion was given up, and nothing was written.",
         to_do="Something in the network relies on a layer that the recipe replaces or narrows. Try another mode or recipe.",
     )
+
+
+def _state_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 from chansurg.surgery.architecture import Architecture, Preprocessing
 from chansurg.surgery.edits import Edit, edit_from_json
-from chansurg.surgery.edits.json_values import items, text, texts
+from chansurg.surgery.edits.json_values import items, text, texts, whole
 
-SCHEMA = 2
-_OLDER = (1,)
+SCHEMA = 3
+_OLDER = (1, 2)
 KINDS = ("convert", "finetune", "slice")
 
 
@@ -33,9 +33,11 @@ class Entry:
         signatures: non-tensor arguments of each rewritten forward (see :class:`~chansurg.surgery.plan.Plan`).
         graphs: for each module whose code the edits rely on, a hash of its graph before the edits.
         libraries: versions of the libraries that defined those modules.
-        sliced: tensors that kept a part of their values.
-        new: tensors that did not exist before, freshly initialised.
-        removed: tensors that are gone. Every other tensor was kept as it was.
+        kept: how many tensors hold what they, or their sources, held before; ``None`` where that was not counted.
+        sliced: tensors that hold a selection of it.
+        new: tensors that hold nothing of what was there before, freshly initialised.
+        removed: names of tensors that are gone.
+        sources: for tensors of new layers and of copies that start as what the network held before: the name that this went by.
         before: counts before (``params``, ``macs``, ``ops``, ``memory_access``).
         after: counts after.
         uncounted: what the counts leave out: operators without a formula, and where a pass broke off.
@@ -55,9 +57,11 @@ class Entry:
     signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     graphs: Mapping[str, str] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
+    kept: int | None = None
     sliced: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
     before: Mapping[str, int] = field(default_factory=dict)
     after: Mapping[str, int] = field(default_factory=dict)
     uncounted: tuple[str, ...] = ()
@@ -80,7 +84,13 @@ class Entry:
             "signatures": {path: dict(values) for path, values in self.signatures.items()},
             "graphs": dict(self.graphs),
             "libraries": dict(self.libraries),
-            "tensors": {"sliced": list(self.sliced), "new": list(self.new), "removed": list(self.removed)},
+            "tensors": {
+                "kept": self.kept,
+                "sliced": list(self.sliced),
+                "new": list(self.new),
+                "removed": list(self.removed),
+                "sources": dict(self.sources),
+            },
             "before": dict(self.before),
             "after": dict(self.after),
             "uncounted": list(self.uncounted),
@@ -109,9 +119,11 @@ class Entry:
             signatures={str(path): dict(values) for path, values in data["signatures"].items()},
             graphs={path: text(digest) for path, digest in data["graphs"].items()},
             libraries={name: text(version) for name, version in data["libraries"].items()},
+            kept=None if tensors.get("kept") is None else whole(tensors["kept"]),
             sliced=texts(tensors["sliced"]),
             new=texts(tensors["new"]),
             removed=texts(tensors["removed"]),
+            sources={name: text(source) for name, source in tensors.get("sources", {}).items()},
             before={str(k): int(v) for k, v in data["before"].items()},
             after={str(k): int(v) for k, v in data["after"].items()},
             uncounted=texts(data["uncounted"]),

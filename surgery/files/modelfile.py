@@ -7,6 +7,7 @@ the base architecture, replays the recorded edits on it without numbers, and han
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from chansurg.surgery.architecture import Architecture
 from chansurg.surgery.editing.applying import ChangedUnderneath, perform
 from chansurg.surgery.editing.building import build_layer
 from chansurg.surgery.editing.narrowing import narrow
-from chansurg.surgery.edits import Attach, Bypass, Insert, Narrow, Replace, Swap
+from chansurg.surgery.edits import Bypass, Narrow, Repeat, Replace, new_layers
 from chansurg.surgery.errors import ChansurgError, InputError, Refusal
 from chansurg.surgery.files.header_record import KEY, record_in_header
 from chansurg.surgery.files.likeness import differences
@@ -104,9 +105,12 @@ def _changed_layers(network: nn.Module, record: Record) -> list[str]:
     """Which layers that recipes put in are not what the journal says any more."""
     found = dict(network.named_modules())
     twins: dict[str, nn.Module] = {}
-    for edit in (edit for entry in record.journal for edit in entry.edits):
-        if isinstance(edit, Swap | Insert | Attach | Replace):
-            twins[edit.path] = build_layer(edit.layer, edit.path, None, (torch.device("meta"), torch.float32))
+    for edit in (edit for entry in record.journal for edit in sorted(entry.edits, key=lambda edit: not isinstance(edit, Repeat))):
+        if isinstance(edit, Repeat):
+            inside = {path: twin for path, twin in twins.items() if f"{path}.".startswith(f"{edit.path}.")}
+            twins |= {edit.copy + path.removeprefix(edit.path): copy.deepcopy(twin) for path, twin in inside.items()}
+        for path, layer in new_layers(edit):
+            twins[path] = build_layer(layer, path, None, (torch.device("meta"), torch.float32))
         if isinstance(edit, Narrow) and edit.path in twins:
             narrow(twins[edit.path], edit.path, edit.in_channels, edit.out_channels)
         if isinstance(edit, Bypass | Replace) and edit.at.path not in found:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from networks.records import mutated, with_record
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import chansurg
 from chansurg.cli.reporting import Report
@@ -172,6 +172,9 @@ def test_history(cli: Cli, converted: Path) -> None:
     assert document["arguments"] == {"num_classes": 10}
     assert document["journal"][0]["recipe"] == "pix"
     assert "insert  layer1.0.conv1_pix" in cli("history", converted, "-v").out
+    tensors = document["journal"][0]["tensors"]
+    assert f"tensors: {tensors['kept']} kept, 18 sliced, 36 new, 0 removed" in ran.out
+    assert tensors["kept"] == len(load_file(converted)) - 18 - 36
 
 
 def test_history_says_what_is_known_of_where_a_conversion_began(cli: Cli, resnet20: Path, tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ ENTRY = Entry(
     signatures={"layer1.0": {"flag": True}, "": {}},
     graphs={"layer1.0": "0123456789abcdef", "": ""},
     libraries={"torch": "2.15.0"},
-    sliced=("conv.weight",),
+    kept=12,
+    sliced=("conv.weight", "conv2.weight"),
     new=("pix.theta",),
     removed=("bn.weight",),
+    sources={"conv2.weight": "conv.weight"},
     before={"params": 10, "macs": 20, "ops": 30, "memory_access": 40},
     after={"params": 5, "macs": 10, "ops": 15, "memory_access": 20},
     uncounted=("aten.add",),
@@ -42,6 +44,14 @@ def test_a_record_survives_json() -> None:
     assert Record.from_json(json.loads(json.dumps(RECORD.as_json()))) == RECORD
     bare = Record(None)
     assert Record.from_json(json.loads(json.dumps(bare.as_json()))) == bare
+
+
+def test_an_entry_of_an_older_schema_counts_no_kept_tensors() -> None:
+    data = broken(schema=2)
+    del data["journal"][0]["tensors"]["kept"]
+    del data["journal"][0]["tensors"]["sources"]
+    entry = Record.from_json(data).journal[0]
+    assert (entry.kept, entry.sources, entry.sliced) == (None, {}, ENTRY.sliced)
 
 
 def test_notes_and_the_own_file_stay_out_of_files() -> None:
@@ -104,6 +114,12 @@ def broken(**changes: Any) -> dict[str, Any]:
         broken(journal__0__tensors={}),
         broken(journal__0__tensors__new="abc"),
         broken(journal__0__tensors__new=[1]),
+        broken(journal__0__tensors__kept=-1),
+        broken(journal__0__tensors__kept="12"),
+        broken(journal__0__tensors__kept=True),
+        broken(journal__0__tensors__sources=["conv2.weight"]),
+        broken(journal__0__tensors__sources={"conv2.weight": 7}),
+        broken(journal__0__tensors__sources=None),
         broken(journal__0__before={"params": "many"}),
         broken(journal__0__before=None),
         broken(journal__0__uncounted=3),

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from networks import small
+from networks import routed, small
 from networks.running import X, outputs
 from torch import nn
 
 import chansurg
+from chansurg.surgery.edits import Repeat
 from chansurg.surgery.files import modelfile
+from chansurg.surgery.plan import Plan
 
 TINY = "networks.small:tiny"
 
@@ -237,3 +239,15 @@ def test_a_call_with_a_mapping_keeps_its_order(tmp_path: Path) -> None:
     loaded, x = chansurg.load(file), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded(x)["out"], converted.eval()(x)["out"])
+
+
+@pytest.mark.usefixtures("test_layers")
+@pytest.mark.parametrize("path", ["blocks.3.selector", "blocks.4.selector"])
+def test_a_layer_that_routes_a_branch_is_not_saved_changed_in_a_copy_neither(tmp_path: Path, path: str) -> None:
+    again = Plan("testing", 1, {}, (), (Repeat("blocks.3", "4"),))
+    network = chansurg.apply(routed.routed(), again)
+    chansurg.save(network, tmp_path / "x.safetensors")
+    assert str(chansurg.load(tmp_path / "x.safetensors", arch=routed.NAME)) == str(network)
+    network.get_submodule(path).kept = 4  # type: ignore[assignment]
+    with pytest.raises(chansurg.Refusal, match=f"{path}.*kept is 4 and was built as 8"):
+        chansurg.save(network, tmp_path / "x.safetensors", overwrite=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import routed
 from networks.records import header_of, mutated, with_record
 from networks.running import outputs
 from torch import nn
@@ -120,6 +121,66 @@ def test_a_file_cannot_name_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(chansurg.InputError, match="no file names code"):
         chansurg.load(changed)
     assert not (tmp_path / "touched").exists()
+
+
+ROUTED: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+    (lambda r: edit(r, "route").update(into=[]), "damaged"),
+    (lambda r: edit(r, "route").update(passing=0), "operand 0 of the addition comes out of the branch"),
+    (lambda r: edit(r, "route").update(passing=7), "damaged"),
+    (lambda r: edit(r, "route")["closes"].update(operation="self.bn2"), "is no addition"),
+    (lambda r: edit(r, "route")["closes"].update(owner="blocks.2"), "damaged"),
+    (lambda r: edit(r, "route").update(fusion_name="bn2"), "exists already"),
+    (lambda r: edit(r, "route").update(fusion_name=HOSTILE_NAME), "not a name for a layer"),
+    (lambda r: edit(r, "route")["layer"].update(kind="engine.Nix"), "no layer 'Nix'"),
+    (lambda r: edit(r, "route")["layer"]["arguments"].update(channels=-1), "journal"),
+    (lambda r: edit(r, "repeat").update(path="stem"), "no child of a plain nn.Sequential"),
+    (lambda r: edit(r, "repeat").update(path="blocks.7"), "has no module"),
+    (lambda r: edit(r, "repeat").update(name="2"), "exists already"),
+    (lambda r: edit(r, "repeat").update(name="4"), "has no module"),
+    (lambda r: edit(r, "inherit").update(source="nix.weight"), "has no such tensor"),
+    (lambda r: edit(r, "inherit").update(tensor="nix.weight"), "has no tensor 'nix.weight'"),
+    (lambda r: edit(r, "inherit").update(slices=[[10**9] * 32]), "has 32 entries, and others were named"),
+    (lambda r: edit(r, "inherit").update(slices=[[0]]), "is wanted"),
+    (lambda r: edit(r, "inherit").update(slices=[None] * 9), "slices were given for 9"),
+    (lambda r: edit(r, "inherit").update(slices=7), "damaged"),
+    (lambda r: entry(r)["tensors"].update(sources=["a"]), "damaged"),
+    (lambda r: entry(r)["tensors"].update(sources={"a": None}), "damaged"),
+    (lambda r: entry(r)["tensors"].update(kept="many"), "damaged"),
+]
+
+
+@pytest.fixture
+def routed_file(tmp_path: Path, test_layers: None) -> Path:
+    chansurg.save(routed.routed(), tmp_path / "routed.safetensors")
+    return tmp_path / "routed.safetensors"
+
+
+@pytest.mark.parametrize(("change", "told"), ROUTED)
+def test_routes_repeats_and_inheritances_that_do_not_fit_are_refused(
+    routed_file: Path, change: Callable[[dict[str, Any]], None], told: str
+) -> None:
+    with pytest.raises(chansurg.InputError, match=told) as refused:
+        chansurg.load(with_record(routed_file, change), arch=routed.NAME)
+    assert refused.value.not_done
+
+
+def test_a_hundred_damaged_routes_give_an_input_error_or_the_same_tensors(routed_file: Path) -> None:
+    record = json.loads(header_of(routed_file)["__metadata__"][KEY])
+    expected, refused = chansurg.load(routed_file, arch=routed.NAME).state_dict(), 0
+    for seed in range(100):
+        chance = random.Random(seed)
+        damaged = json.loads(json.dumps(record))
+        edits = damaged["journal"][0]["edits"]
+        for at in range(len(edits)):
+            if edits[at]["op"] in ("route", "repeat", "inherit") and chance.random() < 0.5:
+                edits[at] = mutated(edits[at], chance)
+        try:
+            found = chansurg.load(with_record(routed_file, json.dumps(damaged)), arch=routed.NAME).state_dict()
+        except chansurg.InputError:
+            refused += 1
+        else:
+            assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert refused > 50
 
 
 def test_two_hundred_damaged_records_give_an_input_error_or_the_same_network(file: Path, converted: nn.Module) -> None:
