@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from chansurg.recipes.slimconv.layer import path_groups
+from chansurg.recipes.slimconv.layer import Part, parts
 from chansurg.surgery.keeping import Indices, filter_norms, slice_norms, strongest
 
 _Row = tuple[int, Indices]
@@ -59,24 +59,30 @@ def starts(conv: nn.Conv2d, channels: Sequence[int], outputs: int, groups: int, 
         folds: ``m``.
         paths: 2 or 3.
     """
-    size, half = len(channels) // folds, len(channels) // (2 * folds)
-    widths = [(size, outputs // folds), *[(half, outputs // (2 * folds))] * (paths - 1)]
-    path_group_counts = [path_groups(len(channels), groups, *width) for width in widths]
-    norms = slice_norms(conv)
-    strength = None if norms is None else norms[list(channels)].reshape(folds, size).amax(0)
-    is_depthwise = groups == len(channels)
-    chosen = strongest([strength], half, size, 1 if is_depthwise else path_group_counts[1])
-    selections = (chosen, tuple(i for i in range(size) if i not in set(chosen)))[: paths - 1]
+    wanted = parts(len(channels), outputs, groups, folds, paths)
+    selections = _selections(conv, channels, wanted, folds)
     filters = _Filters(conv, channels, folds)
-    taken = [
-        filters.take(folded, width, count)
-        for folded, (_, width), count in zip((tuple(range(size)), *selections), widths, path_group_counts, strict=True)
-    ]
+    taken = [filters.take(folded, part) for folded, part in zip((tuple(range(wanted[0].inputs)), *selections), wanted, strict=True)]
     if any(rows is None for rows in taken):
-        total = sum(width for _, width in widths)
-        kept = iter(strongest([filter_norms(conv)], total, conv.out_channels, 1))
-        return Starts(tuple(Start(tuple(next(kept) for _ in range(width)), None) for _, width in widths), selections)
+        kept = iter(strongest([filter_norms(conv)], sum(part.outputs for part in wanted), conv.out_channels, 1))
+        return Starts(tuple(Start(tuple(next(kept) for _ in range(part.outputs)), None) for part in wanted), selections)
     return Starts(tuple(Start(tuple(f for f, _ in rows), tuple(s for _, s in rows)) for rows in taken if rows is not None), selections)
+
+
+def _selections(conv: nn.Conv2d, channels: Sequence[int], wanted: Sequence[Part], folds: int) -> tuple[Indices, ...]:
+    """The folded channels that the paths behind the top one see at first: the strongest, then the strongest of the others."""
+    size, part = wanted[0].inputs, wanted[1]
+    norms = slice_norms(conv)
+    strength = torch.ones(size) if norms is None else norms[list(channels)].reshape(folds, size).amax(0)
+    rank = torch.empty(size)
+    rank[strength.cpu().argsort(descending=True, stable=True)] = torch.arange(size, 0, -1.0)
+    # Each group sees as many of its own; a depthwise convolution takes any.
+    groups = 1 if part.groups == part.inputs or size % part.groups else part.groups
+    found: list[Indices] = []
+    for _ in wanted[1:]:
+        found.append(strongest([rank], part.inputs, size, groups))
+        rank[list(found[-1])] = 0.0
+    return tuple(found)
 
 
 class _Filters:
@@ -92,18 +98,12 @@ class _Filters:
         self._squares = torch.zeros(shape) if weight.is_meta else weight.float().flatten(2).square().sum(2).cpu()
         self._left = torch.ones(conv.out_channels, dtype=torch.bool)
 
-    def take(self, folded: Indices, width: int, groups: int) -> list[_Row] | None:
-        """A path's filters, each with the slices it keeps; ``None`` where there are not enough.
-
-        Args:
-            folded: the folded channels that the path's convolution sees.
-            width: its filters.
-            groups: its groups.
-        """
+    def take(self, folded: Indices, part: Part) -> list[_Row] | None:
+        """The filters of a path that sees the channels ``folded``, each with the slices it keeps; ``None`` where there are not enough."""
         rows: list[_Row] = []
-        inputs = len(folded) // groups
-        for group in range(groups):
-            found = self._strongest(folded[group * inputs : (group + 1) * inputs], width // groups)
+        inputs = part.inputs // part.groups
+        for group in range(part.groups):
+            found = self._strongest(folded[group * inputs : (group + 1) * inputs], part.outputs // part.groups)
             if found is None:
                 return None
             rows += found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,11 @@ class SlimConv(RecipeLayer):
         y      = concatenation of top, bottom (and third)
 
     ``fold_m`` cuts the channels into ``m`` runs and adds them up; ``flip`` reverses their order. ``squeeze`` maps ``C_in`` to
-    ``max(C_in // 32, floor)``, without bias; ``reduce`` is ``1x1``, ``C_in / m -> C_in / (2m)``. The norm behind each path's convolution
-    is the one norm that follows the layer: batch norm works channel by channel.
+    ``max(C_in // 32, floor)``, without bias; ``reduce`` is ``1x1``, ``C_in / m -> C_in / (2m)``. Halves are rounded down. The norm behind
+    each path's convolution is the one norm that follows the layer: batch norm works channel by channel.
 
     Args:
-        in_channels: ``C_in``; ``2 folds`` must divide it.
+        in_channels: ``C_in``, a multiple of ``folds`` and at least twice that.
         conv_channels: ``C_out``, likewise.
         kernel_size: of the convolution replaced, as are the following.
         stride: see there.
@@ -82,39 +83,38 @@ class SlimConv(RecipeLayer):
         self.weights = weights
         self.selections = None if selections is None else [list(selection) for selection in selections]
 
-        def conv(part: int) -> nn.Conv2d:
-            """The replaced convolution with a ``part``-th of its channels."""
-            inputs, outputs = in_channels // part, conv_channels // part
+        def conv(part: Part) -> nn.Conv2d:
+            """The replaced convolution with fewer channels."""
             return nn.Conv2d(
-                inputs,
-                outputs,
+                part.inputs,
+                part.outputs,
                 _pair(kernel_size),
                 stride=_pair(stride),
                 padding=padding if isinstance(padding, str) else _pair(padding),
                 dilation=_pair(dilation),
-                groups=path_groups(in_channels, groups, inputs, outputs),
+                groups=part.groups,
                 bias=bias,
                 padding_mode=padding_mode,
             )
 
-        def second() -> nn.Sequential:
-            reduced = in_channels // (2 * folds)
+        def second(part: Part) -> nn.Sequential:
             return nn.Sequential(
                 OrderedDict(
-                    reduce=nn.Conv2d(in_channels // folds, reduced, 1, bias=False),
-                    norm=nn.BatchNorm2d(reduced),
+                    reduce=nn.Conv2d(in_channels // folds, part.inputs, 1, bias=False),
+                    norm=nn.BatchNorm2d(part.inputs),
                     relu=nn.ReLU(inplace=True),
-                    conv=conv(2 * folds),
+                    conv=conv(part),
                 )
             )
 
+        top, *others = parts(in_channels, conv_channels, groups, folds, paths)
         hidden = max(in_channels // RATIO, floor)
         self.squeeze = nn.Conv2d(in_channels, hidden, 1, bias=False)
         self.norm = VectorNorm(hidden)
         self.excite = nn.Conv2d(hidden, in_channels, 1)
-        self.top = conv(folds)
-        self.bottom = second()
-        self.third = second() if paths == 3 else None
+        self.top = conv(top)
+        self.bottom = second(others[0])
+        self.third = second(others[1]) if paths == 3 else None
         self.reset_parameters()
 
     @property
@@ -189,16 +189,33 @@ class VectorNorm(nn.BatchNorm2d):
         return super().forward(input)
 
 
-def path_groups(in_channels: int, groups: int, inputs: int, outputs: int) -> int:
-    """Groups of a path's convolution, which maps ``inputs`` to ``outputs`` channels.
+class Part(NamedTuple):
+    """The convolution of one path: its input and output channels, and groups."""
+
+    inputs: int
+    outputs: int
+    groups: int
+
+
+def parts(in_channels: int, conv_channels: int, groups: int, folds: int, paths: int) -> list[Part]:
+    """The convolutions of the paths, top first: ``m`` divides the channels, and what it leaves is halved for the others, rounded down.
 
     Args:
-        in_channels: of the convolution replaced.
-        groups: of that convolution.
-        inputs: of the path's convolution.
-        outputs: likewise.
+        in_channels: of the convolution replaced, as are the next two.
+        conv_channels: its output channels.
+        groups: a depthwise convolution's are its input channels.
+        folds: ``m``.
+        paths: how many.
     """
-    return inputs if groups == in_channels else math.gcd(groups, inputs, outputs)
+    found = []
+    for divisor in (folds, *[2 * folds] * (paths - 1)):
+        inputs = in_channels // divisor
+        if groups == in_channels:
+            found.append(Part(inputs, inputs * (conv_channels // in_channels), inputs))
+        else:
+            outputs = conv_channels // divisor
+            found.append(Part(inputs, outputs, math.gcd(groups, inputs, outputs)))
+    return found
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -221,8 +238,8 @@ def _check(
     if not isinstance(folds, int) or isinstance(folds, bool) or folds < 2:
         raise refuse(f"folds is {folds!r}.", "folds", "give a whole number of at least 2; the paper's default is 2")
     for name, channels in (("in_channels", in_channels), ("conv_channels", conv_channels)):
-        if not isinstance(channels, int) or channels < 1 or channels % (2 * folds):
-            raise refuse(f"{name} is {channels!r}, which {2 * folds} does not divide.", name, "give a multiple of twice the folds")
+        if not isinstance(channels, int) or channels < 2 * folds or channels % folds:
+            raise refuse(f"{name} is {channels!r}, no multiple of {folds} of at least {2 * folds}.", name, "give a multiple of the folds")
     if groups < 1 or in_channels % groups or conv_channels % groups:
         raise refuse(f"{groups!r} groups do not divide {in_channels} and {conv_channels} channels.", "groups", "give a common divisor")
     if not isinstance(floor, int) or floor < 1:

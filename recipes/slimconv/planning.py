@@ -96,11 +96,12 @@ class _Draft:
         groups = len(channels) if depthwise else conv.groups
         outputs = len(channels) * (conv.out_channels // conv.in_channels) if depthwise else conv.out_channels
         for count, what in ((len(channels), "input"), (outputs, "output")):
-            if count % (2 * folds):
+            if count % folds:
                 raise CannotApply(
-                    f"k = {self.options.k} folds channels {folds} to one, and a path takes half of them: "
-                    f"{2 * folds} does not divide its {count} {what} channels"
+                    f"k = {self.options.k} makes one of {folds} channels, and {folds} does not divide its {count} {what} channels"
                 )
+            if count < 2 * folds:
+                raise CannotApply(f"k = {self.options.k} would leave nothing of its {count} {what} channels for the bottom path")
         if len(channels) % groups:
             raise CannotApply(f"its {groups} groups do not divide the {len(channels)} channels that are left of its input")
         begins = starts(conv, channels, outputs, groups, folds, paths)

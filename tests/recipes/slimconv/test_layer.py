@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import math
 import pickle
 import random
 from pathlib import Path
@@ -58,11 +57,11 @@ def expected(layer: SlimConv, x: Tensor, weights: str, paths: int) -> np.ndarray
 def random_case(seed: int) -> tuple[SlimConv, Tensor, str, int]:
     rng = random.Random(seed)
     folds = rng.choice([2, 2, 3, 4])
-    inputs, outputs = (2 * folds * rng.randint(1, 4) for _ in range(2))
+    inputs, outputs = (folds * rng.randint(2, 7) for _ in range(2))
     sort = rng.choice(["plain", "plain", "grouped", "depthwise"])
     if sort == "depthwise":
         outputs = inputs * rng.choice([1, 1, 2])
-    divisors = [g for g in range(2, min(inputs, outputs) + 1) if inputs % g == 0 == outputs % g]
+    divisors = [g for g in range(2, min(inputs, outputs) + 1) if inputs % g == 0 == outputs % g]  # folds at least
     groups = {"plain": 1, "grouped": rng.choice(divisors), "depthwise": inputs}[sort]
     weights, paths = rng.choice(["both", "both", "plain", "flipped", "shuffled"]), rng.choice([2, 2, 3])
     kernel = rng.choice([3, 5, (1, 3), 2])
@@ -90,7 +89,9 @@ def test_agrees_with_the_equations(seed: int) -> None:
     layer, x, weights, paths = random_case(seed)
     y = expected(layer, x, weights, paths)
     ours = layer.double()(x.double()).detach().numpy()
-    assert ours.shape[1] == layer.out_channels == (1 + paths) * layer.conv_channels // (2 * layer.folds)
+    assert ours.shape[1] == layer.out_channels
+    if layer.in_channels % (2 * layer.folds) == 0 == layer.conv_channels % (2 * layer.folds):
+        assert layer.out_channels == (1 + paths) * layer.conv_channels // (2 * layer.folds)
     np.testing.assert_allclose(ours, y, rtol=1e-10, atol=1e-10)
 
 
@@ -114,6 +115,7 @@ def test_the_orders_of_the_weights_differ() -> None:
         ((24, 16), 1, 2, 1, 1),
         ((24, 24), 6, 2, 6, 6),
         ((24, 24), 8, 2, 4, 2),
+        ((58, 58), 58, 2, 29, 14),
     ],
 )
 def test_groups_of_the_paths(channels: tuple[int, int], groups: int, folds: int, top: int, bottom: int) -> None:
@@ -258,8 +260,8 @@ def test_repr_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("args", "options", "named"),
     [
-        ((6, 8, 3), {}, "in_channels"),
-        ((8, 6, 3), {}, "conv_channels"),
+        ((7, 8, 3), {}, "in_channels"),
+        ((8, 2, 3), {}, "conv_channels"),
         ((0, 8, 3), {}, "in_channels"),
         ((16, 16, 3), {"folds": 3}, "in_channels"),
         ((8, 8, 3), {"folds": 1}, "folds"),
@@ -277,7 +279,3 @@ def test_refusals_teach(args: tuple[int, int, int], options: dict[str, Any], nam
         SlimConv(*args, **options)
     assert named in caught.value.what
     assert all(caught.value.parts().values())
-
-
-def test_groups_that_do_not_divide_have_a_common_divisor() -> None:
-    assert SlimConv(48, 48, 3, groups=16, folds=4).bottom.conv.groups == math.gcd(16, 6)
