@@ -134,19 +134,20 @@ def relative(difference: Tensor, size: Tensor) -> float:
     return math.inf if math.isnan(ratio) else ratio
 
 
-def _run(model: nn.Module, x: Tensor, against: Mapping[str, Tensor] | None = None) -> tuple[Any, dict[str, Any]]:
-    """The model's output, and per module either its output, or, given another model's, the relative error against that."""
+def _run(model: nn.Module, x: Tensor, against: Mapping[str, list[Tensor]] | None = None) -> tuple[Any, dict[str, Any]]:
+    """The model's output, and per module the tensors it puts out, or, given another model's, the largest relative error against those."""
     seen: dict[str, Any] = {}
     handles = []
 
     def watch(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not isinstance(output, Tensor) or path in seen:
+            found = tensors_in(output)
+            if not found or path in seen:
                 return
             if against is None:
-                seen[path] = output.detach().clone()
-            elif path in against and against[path].shape == output.shape:
-                seen[path] = relative(gap(against[path], output).norm(), finite_numbers(against[path]).norm())
+                seen[path] = [tensor.detach().clone() for tensor in found]
+            elif path in against and [tensor.shape for tensor in against[path]] == [tensor.shape for tensor in found]:
+                seen[path] = max(relative(gap(p, q).norm(), finite_numbers(p).norm()) for p, q in zip(against[path], found, strict=True))
 
         return hook
 

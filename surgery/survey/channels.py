@@ -30,7 +30,10 @@ from chansurg.surgery.survey.kinds import (
 
 @dataclass(frozen=True)
 class Member:
-    """A layer's side that lies in a space: its ``in`` or ``out`` channels, or ``both`` for norms and depthwise convolutions."""
+    """A layer's side that lies in a space: its ``in`` or ``out`` channels, or ``both`` for norms and depthwise convolutions.
+
+    In a branch by itself (:mod:`chansurg.surgery.survey.branch`) it may also be a ``parameter`` that no layer holds.
+    """
 
     path: str
     side: str
@@ -72,6 +75,13 @@ class ChannelSpaces:
 
     def after(self, node: fx.Node) -> Space:
         """The space of what ``node`` computes."""
+        return self._by_root().get(self._find(node), Space())
+
+    def every(self) -> list[Space]:
+        """All spaces that a layer lies in."""
+        return [space for space in self._by_root().values() if space.members]
+
+    def _by_root(self) -> dict[fx.Node, Space]:
         if self._spaces is None:
             self._spaces = {}
             for at, member in self._members:
@@ -80,7 +90,7 @@ class ChannelSpaces:
                     space.members.append(member)
             for at, reason in self._blockers:
                 self._spaces.setdefault(self._find(at), Space()).blockers.append(reason)
-        return self._spaces.get(self._find(node), Space())
+        return self._spaces
 
     def _find(self, node: fx.Node) -> fx.Node:
         while self._parent[node] is not node:
@@ -129,6 +139,9 @@ class ChannelSpaces:
             self._unknown(node, sources)
 
     def _unknown(self, node: fx.Node, sources: list[fx.Node]) -> None:
+        if function_name(node) == "getitem" and sources and isinstance(module_of(sources[0]), RecipeLayer):
+            self._part(node, sources[0])
+            return
         module = module_of(node)
         what = type(module).__name__ if module is not None else function_name(node) or node.op
         if node.op == "get_attr" or what in ("getattr", "size", "dim"):
@@ -137,6 +150,13 @@ class ChannelSpaces:
         self._block([*sources, node], reason)
         if isinstance(module, RecipeLayer):
             self._axis[node] = self._axis.get(sources[0], 1) if sources else 1
+
+    def _part(self, node: fx.Node, layer: fx.Node) -> None:
+        """One of the tensors that a recipe's layer gives: nothing is known of its channels but where they come from."""
+        self._block([node], f"its channels go through {type(module_of(layer)).__name__} at {path_of(layer)}")
+        shape, given = shape_of(node), shape_of(layer.all_input_nodes[0])
+        if shape is not None and given is not None and len(shape) == len(given):
+            self._axis[node] = self._axis[layer]
 
     def _block(self, nodes: Iterable[fx.Node], reason: str) -> None:
         self._blockers.extend((node, reason) for node in nodes)
