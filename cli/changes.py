@@ -27,12 +27,12 @@ class Change:
 
 
 def layers_at(network: nn.Module, edits: Sequence[Edit]) -> dict[str, str]:
-    """The layers that the edits name, in a few words, as they are in ``network`` now."""
-    modules = dict(network.named_modules())
+    """The layers and parameters that the edits name, in a few words, as they are in ``network`` now."""
     named = [edit.at.path if isinstance(edit, Replace) else edit.path for edit in edits]
     named += [path for edit in edits for path, _ in new_layers(edit)] + [edit.copy for edit in edits if isinstance(edit, Repeat)]
     wanted = dict.fromkeys(path.partition("#")[0] for path in named)
-    return {path: layer_text(modules[path]) for path in wanted if path in modules}
+    told = {path: f"parameter {'x'.join(map(str, tensor.shape))}" for path, tensor in network.named_parameters() if path in wanted}
+    return told | {path: layer_text(module) for path, module in network.named_modules() if path in wanted}
 
 
 def changes(edits: Sequence[Edit], before: dict[str, str], after: dict[str, str]) -> list[Change]:

@@ -7,7 +7,7 @@ the subset's maximum (pick) or mean (mix) is scaled by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from chansurg.recipes.pix.options import OPERATORS
 from chansurg.recipes.pix.partition import check_partition, contiguous_runs, partition
+from chansurg.surgery.editing.narrowing import reason_against_indices
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.layer import RecipeLayer
 
@@ -126,6 +127,39 @@ class PickOrMix(RecipeLayer):
         if self.operator == "pick":
             return picked
         return torch.where(p <= self.tau, picked, self._reduce_subsets(x, channel, _mean, _extend_mean))
+
+    def reason_against_narrowing(self, in_channels: Sequence[int] | None, out_channels: Sequence[int] | None) -> str | None:
+        """Why there would be no such layer: every output needs an input of its own."""
+        kept_in, kept_out = self._widths(in_channels, out_channels)
+        too_few = f"{kept_out} outputs would be left for {kept_in} inputs, and each needs one of its own" if kept_out > kept_in else None
+        return (
+            reason_against_indices("input", in_channels, self.in_channels)
+            or reason_against_indices("output", out_channels, self.out_channels)
+            or too_few
+        )
+
+    def narrow(self, in_channels: Sequence[int] | None, out_channels: Sequence[int] | None) -> None:
+        """Keep these rows and columns of ``theta``, and divide the channels that are left into subsets anew, by the same rule.
+
+        Where subsets of ``zeta`` channels do not make as many outputs as are kept, sizes that differ by at most one take their place.
+        """
+        kept_in, kept_out = self._widths(in_channels, out_channels)
+        with torch.no_grad():
+            for dim, kept in enumerate((out_channels, in_channels)):
+                if kept is not None:
+                    index = torch.tensor(list(kept), dtype=torch.long, device=self.theta.device)
+                    self.theta = nn.Parameter(self.theta.index_select(dim, index), requires_grad=self.theta.requires_grad)
+                    if dim == 0:
+                        self.beta = nn.Parameter(self.beta.index_select(0, index), requires_grad=self.beta.requires_grad)
+        self.in_channels, self.out_channels = kept_in, kept_out
+        if self.zeta is not None and kept_out != -(-kept_in // self.zeta):
+            self.zeta = None
+
+    def _widths(self, in_channels: Sequence[int] | None, out_channels: Sequence[int] | None) -> tuple[int, int]:
+        return (
+            self.in_channels if in_channels is None else len(in_channels),
+            self.out_channels if out_channels is None else len(out_channels),
+        )
 
     def extra_repr(self) -> str:
         """The arguments, those at their defaults left out."""

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from chansurg.surgery.editing.children import add_child, drop_uncalled, module_at, refuse, repeat_child, swap_child
 from chansurg.surgery.editing.inheriting import hand_down, remember
-from chansurg.surgery.editing.narrowing import narrow
+from chansurg.surgery.editing.narrowing import narrow, narrow_parameter
 from chansurg.surgery.editing.scaling import scale
 from chansurg.surgery.edits import Address, Attach, Bypass, Edit, Inherit, Insert, Narrow, Repeat, Replace, Route, Scale, Swap
 from chansurg.surgery.forwards.rewriting import (
@@ -82,7 +82,7 @@ def perform(
             case Swap():
                 swap_child(network, edit, seed)
             case Narrow():
-                narrow(module_at(network, edit.path), edit.path, edit.in_channels, edit.out_channels)
+                _narrow(network, edit)
             case Scale():
                 scale(module_at(network, edit.path), edit.path, edit.side, edit.factors, edit.channels)
             case Insert():
@@ -128,6 +128,17 @@ def perform(
             install(module, graphs[owner])
     hand_down(network, inheritances, remembered)
     return hashes
+
+
+def _narrow(network: nn.Module, edit: Narrow) -> None:
+    owner_path, _, name = edit.path.rpartition(".")
+    owner = module_at(network, owner_path)
+    if name not in owner._parameters:
+        narrow(module_at(network, edit.path), edit.path, edit.in_channels, edit.out_channels)
+    elif edit.in_channels is not None or edit.out_channels is None:
+        raise refuse(f"{edit.path} is a parameter, and has no other channels than those it puts out.", edit.path)
+    else:
+        narrow_parameter(owner, name, edit.path, edit.out_channels)
 
 
 def _locate(graphs: Mapping[str, fx.Graph], address: Address) -> tuple[fx.Graph, fx.Node]:

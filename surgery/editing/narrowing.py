@@ -1,4 +1,4 @@
-"""Narrowing one layer in place: keep some of its input or output channels, slice its parameters.
+"""Narrowing in place: a layer keeps some of its input or output channels, and its parameters are sliced; so is one that no layer holds.
 
 One handler a layer type. The kept indices are given; what to keep is the recipes' business.
 """
@@ -47,6 +47,40 @@ def narrow(module: nn.Module, path: str, in_channels: Indices | None, out_channe
     handler(module, in_channels, out_channels)
 
 
+def narrow_parameter(owner: nn.Module, name: str, path: str, channels: Indices) -> None:
+    """Slice a parameter that belongs to no layer, such as the scale that ends a ConvNeXt block, in place.
+
+    Args:
+        owner: the module that holds it.
+        name: its name there.
+        path: its path, for messages.
+        channels: indices kept, in order, along its one dimension of more than one entry.
+
+    Raises:
+        Refusal: for a parameter that cannot be sliced like that. It is then as it was.
+    """
+    if (reason := reason_against_parameter(owner, name, channels)) is not None:
+        raise refuse(path, reason)
+    _select(owner, name, _channel_dims(owner._parameters[name])[0], channels)
+
+
+def reason_against_parameter(owner: nn.Module, name: str, channels: Indices) -> str | None:
+    """Why a module's own parameter cannot keep just these channels, or ``None``; arguments as for :func:`narrow_parameter`."""
+    parameter = owner._parameters.get(name)
+    if parameter is None:
+        return f"{type(owner).__name__} holds no parameter {name!r}"
+    if isinstance(owner, RecipeLayer) or can_narrow(owner):
+        return f"it is part of a {type(owner).__name__}, which is narrowed as a whole"
+    dims = _channel_dims(parameter)
+    if len(dims) != 1:
+        return f"its shape {list(parameter.shape)} does not tell where its channels lie"
+    return reason_against_indices("", channels, parameter.shape[dims[0]])
+
+
+def _channel_dims(parameter: torch.Tensor | None) -> list[int]:
+    return [] if parameter is None else [dim for dim, size in enumerate(parameter.shape) if size != 1]
+
+
 def reason_against(module: nn.Module, in_channels: Indices | None, out_channels: Indices | None) -> str | None:
     """Why a layer cannot keep just these channels, or ``None``; nothing is changed. Arguments as for :func:`narrow`."""
     if isinstance(module, RecipeLayer):
@@ -57,8 +91,8 @@ def reason_against(module: nn.Module, in_channels: Indices | None, out_channels:
         return reason
     width_in, width_out = widths(module)
     return (
-        _against_indices("input", in_channels, width_in)
-        or _against_indices("output", out_channels, width_out)
+        reason_against_indices("input", in_channels, width_in)
+        or reason_against_indices("output", out_channels, width_out)
         or (_against_conv(module, in_channels, out_channels) if isinstance(module, nn.modules.conv._ConvNd) else None)
     )
 
@@ -128,15 +162,17 @@ def widths(module: nn.Module) -> tuple[int, int]:
     return channels, channels
 
 
-def _against_indices(side: str, indices: Indices | None, width: int) -> str | None:
+def reason_against_indices(side: str, indices: Indices | None, width: int) -> str | None:
+    """Why these are not some of ``width`` channels of a side (``input``, ``output`` or neither), each once, or ``None``."""
     if indices is None:
         return None
+    channel = f"{side} channel".lstrip()
     if not indices:
-        return f"no {side} channel would be left"
+        return f"no {channel} would be left"
     if min(indices) < 0 or max(indices) >= width:
-        return f"it has {width} {side} channels, and channel {min(indices) if min(indices) < 0 else max(indices)} was named"
+        return f"it has {width} {channel}s, and channel {min(indices) if min(indices) < 0 else max(indices)} was named"
     if len(set(indices)) != len(indices):
-        return f"an {side} channel was named twice"
+        return f"one {channel} was named twice"
     return None
 
 

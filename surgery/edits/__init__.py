@@ -6,7 +6,7 @@ a file can replay it without searching again and without the original weights:
 ========== ==============================================================================================================
 `Repeat`   the module at a path, a child of an ``nn.Sequential``, is followed by a copy of itself
 `Swap`     the module at a path gives way to a new layer; the code around it stays as it is
-`Narrow`   a module keeps only the named input or output channels; its parameters are sliced
+`Narrow`   a module, or a parameter of none, keeps only the named input or output channels
 `Scale`    a module's filters, or its input slices, are multiplied by constants; its shapes stay
 `Insert`   a new layer is put in front of one call, on its first input
 `Bypass`   one call is removed: what went into it comes out; its module goes when nobody calls it any more

@@ -27,6 +27,7 @@ class Narrow:
 
     For a grouped convolution ``in_channels`` counts over all groups, as its ``in_channels`` attribute does; every group must keep equally
     many, or go whole, inputs and outputs. For a norm or a depthwise convolution input and output are one, and ``out_channels`` is used.
+    So it is for a parameter that belongs to no layer; ``path`` is then its name in the state dict.
     """
 
     path: str

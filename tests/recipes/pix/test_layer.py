@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.recipes.pix.partition import partition
 from chansurg.surgery.counting import count
-from chansurg.surgery.errors import InputError
+from chansurg.surgery.editing.narrowing import narrow
+from chansurg.surgery.errors import InputError, Refusal
 
 _spec = importlib.util.spec_from_file_location("pix_reference", Path(__file__).with_name("reference.py"))
 assert _spec is not None
@@ -266,3 +267,52 @@ def test_code_around_a_linear_layer_reads_its_widths() -> None:
     assert (layer.in_features, layer.out_features) == (6, 3)
     with pytest.raises(AttributeError):
         layer.in_features = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept_in", "kept_out", "zeta"),
+    [
+        ({"zeta": 4}, (0, 2, 3, 5, 6, 7, 9, 11), (2, 0), 4),
+        ({"zeta": 4}, (0, 2, 3, 5, 6, 7), (2, 0), 4),
+        ({"zeta": 4}, (0, 2, 3), (1, 2), None),
+        ({}, None, (1,), None),
+        ({"subsets": "strided"}, (3, 1, 0, 8, 4), None, None),
+        ({"operator": "mix", "zeta": 4}, None, (0, 1), None),
+    ],
+)
+def test_a_narrowed_layer_is_the_small_layer_with_the_kept_weights(
+    arguments: dict[str, object], kept_in: tuple[int, ...] | None, kept_out: tuple[int, ...] | None, zeta: int | None
+) -> None:
+    layer = build(12, 3, **arguments)
+    theta, beta = layer.theta.detach().clone(), layer.beta.detach().clone()
+    narrow(layer, "pix", kept_in, kept_out)
+    small = build(layer.in_channels, layer.out_channels, **{**arguments, "zeta": zeta})
+    assert str(layer) == str(small)
+    rows, columns = list(kept_out or range(3)), list(kept_in or range(12))
+    assert torch.equal(layer.theta, theta[rows][:, columns])
+    assert torch.equal(layer.beta, beta[rows])
+    small.load_state_dict(layer.state_dict())
+    x = torch.randn(2, len(columns), 5, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(layer(x), small(x))
+    np.testing.assert_allclose(layer(x).detach().numpy(), expected(layer, x)[0], rtol=1e-4, atol=1e-5)
+    layer(x).sum().backward()
+    assert layer.theta.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("kept_in", "kept_out", "reason"),
+    [
+        ((0, 1), None, "3 outputs would be left for 2 inputs"),
+        ((0, 12), (0,), "12 input channels, and channel 12 was named"),
+        (None, (3,), "3 output channels, and channel 3 was named"),
+        ((), (0,), "no input channel would be left"),
+        ((0, 0, 1), (0,), "one input channel was named twice"),
+    ],
+)
+def test_a_layer_that_cannot_become_that_small_says_why_and_stays(
+    kept_in: tuple[int, ...] | None, kept_out: tuple[int, ...] | None, reason: str
+) -> None:
+    layer = build(12, 3, zeta=4)
+    with pytest.raises(Refusal, match=reason):
+        narrow(layer, "pix", kept_in, kept_out)
+    assert tuple(layer.theta.shape) == (3, 12)

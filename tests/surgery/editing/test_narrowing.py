@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
+from chansurg.surgery.editing.applying import perform
 from chansurg.surgery.editing.narrowing import can_narrow, narrow, reason_against
+from chansurg.surgery.edits import Narrow
 from chansurg.surgery.errors import Refusal
 
 IN, OUT = [5, 1, 2], [3, 0]
@@ -230,3 +232,45 @@ def test_nothing_is_said_against_what_works_and_asking_changes_nothing() -> None
     plain = nn.Conv2d(4, 4, 1)
     plain.register_buffer("scale", torch.ones(()))
     assert reason_against(plain, [0], None) is None
+
+
+class Scaled(nn.Module):
+    """Multiplies by a scale of its own, as the end of a ConvNeXt block does: ``[B, 8, H, W] -> [B, 8, H, W]``."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+        self.scale = nn.Parameter(torch.rand(shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) * self.scale
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1, 1), (8,)])
+def test_a_parameter_of_no_layer_is_sliced_where_its_channels_lie(shape: tuple[int, ...]) -> None:
+    network = nn.Sequential(Scaled(*shape))
+    network[0].scale.requires_grad_(False)
+    before = network[0].scale.flatten().clone()
+    perform(network, [Narrow("0.scale", None, (5, 1, 2)), Narrow("0.conv", None, (5, 1, 2))], {}, seed=0)
+    assert tuple(network[0].scale.shape) == tuple(3 if size == 8 else 1 for size in shape)
+    assert torch.equal(network[0].scale.flatten(), before[[5, 1, 2]])
+    assert not network[0].scale.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("narrowing", "reason"),
+    [
+        (Narrow("0.scale", None, (8,)), "it has 8 channels, and channel 8 was named"),
+        (Narrow("0.scale", None, (1, 1)), "one channel was named twice"),
+        (Narrow("0.scale", None, ()), "no channel would be left"),
+        (Narrow("0.scale", (0,), None), "has no other channels than those it puts out"),
+        (Narrow("0.scale"), "has no other channels than those it puts out"),
+        (Narrow("0.conv.weight", None, (0,)), "it is part of a Conv2d, which is narrowed as a whole"),
+        (Narrow("1.scale", None, (0,)), r"its shape \[8, 8\] does not tell where its channels lie"),
+        (Narrow("0.nix", None, (0,)), "has no module '0.nix'"),
+    ],
+)
+def test_a_parameter_that_cannot_be_sliced_is_refused(narrowing: Narrow, reason: str) -> None:
+    network = nn.Sequential(Scaled(8, 1, 1), Scaled(8, 8))
+    with pytest.raises(Refusal, match=reason):
+        perform(network, [narrowing], {}, seed=0)
