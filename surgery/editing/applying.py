@@ -146,6 +146,8 @@ def _locate(graphs: Mapping[str, fx.Graph], address: Address) -> tuple[fx.Graph,
     node = None if graph is None else find_call(graph, address)
     if graph is None or node is None:
         raise refuse(f"The call {address.path} was not found in the forward of {address.owner or 'the network'}.", address.path)
+    if not node.all_input_nodes:
+        raise refuse(f"The call {address.path} has no input.", address.path)
     return graph, node
 
 

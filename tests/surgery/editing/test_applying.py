@@ -13,7 +13,7 @@ from torch import nn
 import chansurg
 from chansurg.surgery.editing.applying import ChangedUnderneath, perform, working_copy
 from chansurg.surgery.editing.building import build_layer
-from chansurg.surgery.edits import Address, Attach, Insert, LayerSpec, Replace, Scale
+from chansurg.surgery.edits import Address, Attach, Bypass, Insert, LayerSpec, Replace, Scale
 from chansurg.surgery.forwards.skeleton import meta_copy
 
 SIZE = (3, 32, 32)
@@ -204,6 +204,27 @@ def test_attached_replaced_and_scaled_networks_are_replayed_on_a_skeleton() -> N
 def test_an_edit_that_does_not_fit_is_refused(edit: Any, reason: str) -> None:
     with pytest.raises(chansurg.Refusal, match=reason):
         edited(planned()[0], [edit], ["blocks.2"])
+
+
+class WithBias(nn.Module):
+    """Adds what a child makes of nothing: ``[B, 4] -> [B, 4]``."""
+
+    class Bias(nn.Module):
+        def forward(self) -> torch.Tensor:
+            return torch.zeros(4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = self.Bias()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.bias()
+
+
+@pytest.mark.parametrize("edit", [Insert(Address("", "self.bias"), "gate", WEIGHTING), Bypass(Address("", "self.bias"))])
+def test_a_call_without_an_input_is_no_place_for_an_edit(edit: Any) -> None:
+    with pytest.raises(chansurg.Refusal, match="The call bias has no input"):
+        edited(WithBias(), [edit], [""])
 
 
 def test_an_edit_of_no_known_kind_is_not_passed_over() -> None:
