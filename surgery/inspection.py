@@ -78,7 +78,7 @@ def inspect(model: nn.Module, *, input_size: tuple[int, ...] | None = None) -> I
             for block in surveyed.blocks(region)
         ],
         stages=[
-            {"shape": list(stage.shape), "blocks": len(stage.blocks)} for region in surveyed.regions for stage in surveyed.stages(region)
+            {"shape": list(stage.shape), "blocks": stage.depth} for region in surveyed.regions for stage in surveyed.stages(region)
         ],
         regions=[region.path for region in surveyed.regions],
         untraced=[Skip(path, reason) for path, reason in surveyed.untraced.items()],

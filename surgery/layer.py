@@ -43,6 +43,8 @@ class RecipeLayer(nn.Module):
 
     no_weight_decay: frozenset[str] = frozenset()
     """Names of its parameters that weight decay would harm; biases and norms are left out anyway."""
+    adds: bool = False
+    """Whether it adds its second input to its first, or to a part of it, as the addition at the end of a residual block does."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter anew, drawing from ``generator``."""

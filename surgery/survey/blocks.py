@@ -2,15 +2,18 @@
 
 An addition of two tensors of one shape closes a block; the node through which everything must pass to reach both of them (their nearest
 common dominator) opens it. The side with fewer layers is the shortcut. Consecutive blocks with one output width and resolution make a
-stage.
+stage. The block that a stage begins with may have no addition, since it changes the width or the resolution: it is told by its layers,
+which are of the same kinds as those of the block behind it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import fx, nn
 
+from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.survey.kinds import (
     conv_of,
     is_addition,
@@ -31,10 +34,11 @@ class Block:
 
     Args:
         path: path of the module whose forward adds, or of the network.
-        kind: ``basic``, ``bottleneck``, ``inverted residual``, ``feed-forward``, ``attention`` or ``other``.
+        kind: ``basic``, ``bottleneck``, ``inverted residual``, ``feed-forward``, ``attention`` or ``other``; ``plain`` for what
+            :mod:`chansurg.surgery.survey.plain` finds.
         entry: the node whose output both sides start from.
-        exit: the addition.
-        branch: nodes of the branch, in order, without entry and exit.
+        exit: the addition, or a layer of a recipe that stands for one; of a plain block the last node.
+        branch: nodes of the branch, in order, without entry and exit; of a plain block all its nodes.
         shortcut: nodes of the shortcut, likewise; empty for an identity.
         shape: ``[C, H, W]`` of what the addition computes, or the token shape.
     """
@@ -50,30 +54,97 @@ class Block:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of blocks with one output width and resolution."""
+    """A run of blocks with one output width and resolution.
+
+    Args:
+        shape: ``[C, H, W]`` of what they put out, or the token shape.
+        blocks: the residual blocks, or the plain ones.
+        opening: nodes of the layers of a first block without an addition, in order; empty where the first of ``blocks`` is the first.
+    """
 
     shape: tuple[int, ...]
     blocks: tuple[Block, ...]
+    opening: tuple[fx.Node, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """How many blocks it has, the first one included."""
+        return len(self.blocks) + bool(self.opening)
+
+    @property
+    def numbered(self) -> list[tuple[int, Block]]:
+        """The blocks with their numbers in the stage, from 1; an opening is block 1."""
+        return list(enumerate(self.blocks, 1 + bool(self.opening)))
 
 
 def find_blocks(nodes: list[fx.Node]) -> list[Block]:
     """The residual blocks of a region's graph that lie in no other block, in order."""
     dominators = _dominators(nodes)
     order = {node: index for index, node in enumerate(nodes)}
-    blocks = [block for node in nodes if is_addition(node) and (block := _block(node, dominators, order)) is not None]
+    blocks = [block for node in nodes if _closes_a_block(node) and (block := _block(node, dominators, order)) is not None]
     inner = {node for block in blocks for node in block.branch}
     return [block for block in blocks if block.exit not in inner]
 
 
-def find_stages(blocks: list[Block]) -> list[Stage]:
-    """Group consecutive blocks by the shape they put out."""
+def find_stages(nodes: list[fx.Node], blocks: list[Block]) -> list[Stage]:
+    """Group consecutive blocks by the shape they put out.
+
+    Args:
+        nodes: of the region's graph.
+        blocks: its residual blocks, in order.
+    """
+    order = {node: index for index, node in enumerate(nodes)}
     stages: list[Stage] = []
+    before: fx.Node | None = None
     for block in blocks:
         if stages and stages[-1].shape == block.shape:
-            stages[-1] = Stage(block.shape, (*stages[-1].blocks, block))
+            stages[-1] = Stage(block.shape, (*stages[-1].blocks, block), stages[-1].opening)
         else:
-            stages.append(Stage(block.shape, (block,)))
+            stages.append(Stage(block.shape, (block,), _opening(block, before, order)))
+        before = block.exit
     return stages
+
+
+def _opening(block: Block, before: fx.Node | None, order: dict[fx.Node, int]) -> tuple[fx.Node, ...]:
+    """The layers right ahead of a stage's first residual block that are of the kinds of its branch; empty where they are not.
+
+    ``before`` is where the stage before ends. Layers that nothing but the network's input feeds are the stem, and no block.
+    """
+    shape = shape_of(block.entry)
+    if shape is None or shape[1:] != block.shape or _main_layers(block.shortcut):
+        return ()
+    kinds = [_kind_of_layer(node) for node in _main_layers(block.branch)]
+    ahead = _main_layers(_leading_to(block.entry, before, order))
+    opening = tuple(ahead[-len(kinds) :])
+    if not kinds or [_kind_of_layer(node) for node in opening] != kinds:
+        return ()
+    if (before is None and len(ahead) == len(kinds)) or shape_of(opening[-1]) != shape:
+        return ()
+    return opening
+
+
+def _leading_to(last: fx.Node, first: fx.Node | None, order: dict[fx.Node, int]) -> list[fx.Node]:
+    """The nodes behind ``first`` that ``last`` is computed from, and ``last`` itself, in order."""
+    seen: set[fx.Node] = set()
+    queue = [last]
+    while queue:
+        node = queue.pop()
+        if node not in seen and (first is None or order[node] > order[first]):
+            seen.add(node)
+            queue.extend(tensor_inputs(node))
+    return sorted(seen, key=order.__getitem__)
+
+
+def _main_layers(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Convolutions and linear layers; not those on pooled vectors, as in squeeze and excitation."""
+    return [node for node in nodes if (conv_of(node) is not None or linear_of(node) is not None) and not is_pooled(node)]
+
+
+def _kind_of_layer(node: fx.Node) -> str:
+    conv = conv_of(node)
+    if conv is None or is_pointwise(conv):
+        return "pointwise"
+    return "depthwise" if is_depthwise(conv) else "spatial"
 
 
 def _dominators(nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -105,7 +176,10 @@ def _block(exit_node: fx.Node, dominators: dict[fx.Node, fx.Node], order: dict[f
     shape = shape_of(exit_node)
     if entry is None or shape is None:
         return None
-    sides = [_between(entry, operand, order) for operand in tensor_inputs(exit_node)]
+    operands = tensor_inputs(exit_node)
+    if not is_addition(exit_node):
+        operands = operands[:2]  # what else a recipe's layer is given belongs to the branch
+    sides = [_between(entry, operand, order) for operand in operands]
     if len(sides) != 2 or set(sides[0]) & set(sides[1]):
         return None
     shortcut, branch = sorted(sides, key=lambda side: (_layer_count(side), len(side)))
@@ -113,6 +187,11 @@ def _block(exit_node: fx.Node, dominators: dict[fx.Node, fx.Node], order: dict[f
         return None
     address = exit_node.meta.get("address")
     return Block(address.owner if address else "", _kind(branch), entry, exit_node, tuple(branch), tuple(shortcut), shape[1:])
+
+
+def _closes_a_block(node: fx.Node) -> bool:
+    module = module_of(node)
+    return is_addition(node) or (isinstance(module, RecipeLayer) and module.adds)
 
 
 def _between(entry: fx.Node, last: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:

@@ -39,16 +39,25 @@ class Editability:
         for path, module in network.named_modules():
             for parameter in module.parameters(recurse=False):
                 self._holders.setdefault(id(parameter), []).append(path)
-        self._read = {
-            join_path(region.path, str(node.target)).rpartition(".")[0]: node
-            for region in regions
-            for node in region.nodes
-            if node.op == "get_attr"
-        }
+        reads = [(join_path(region.path, str(node.target)), node) for region in regions for node in region.nodes if node.op == "get_attr"]
+        self._read = {path.rpartition(".")[0]: node for path, node in reads}
+        self._parameter_reads = Counter(path for path, _ in reads)
         self._forwards: dict[str, Counter[str] | str] = {}
 
     def of_module(self, path: str) -> str | None:
         """Why the module at ``path`` cannot be replaced or narrowed, or ``None``."""
+        module = self._network.get_submodule(path)
+        if (reason := self.of_tree(path)) is not None:
+            return reason
+        if path in self._read:
+            address = self._read[path].meta.get("address")
+            return f"its weight is read by the code of {address.owner if address else 'another module'}"
+        if hasattr(module, "parametrizations") or module._forward_pre_hooks:
+            return "its weight is computed from other parameters"
+        return None
+
+    def of_tree(self, path: str) -> str | None:
+        """Why the module at ``path``, with all below it, is not one for itself, or ``None``."""
         module = self._network.get_submodule(path)
         if max(self._layer_calls[path], self._observed.get(path, 0)) > 1:
             return "it is called more than once"
@@ -57,12 +66,13 @@ class Editability:
         for parameter in module.parameters():
             if others := [holder for holder in self._holders[id(parameter)] if holder != path and not holder.startswith(f"{path}.")]:
                 return f"it shares a weight with {others[0]}"
-        if path in self._read:
-            address = self._read[path].meta.get("address")
-            return f"its weight is read by the code of {address.owner if address else 'another module'}"
-        if hasattr(module, "parametrizations") or module._forward_pre_hooks:
-            return "its weight is computed from other parameters"
         return None
+
+    def of_parameter(self, path: str) -> str | None:
+        """Why the parameter at ``path``, which the code of a module reads, cannot be narrowed, or ``None``."""
+        if len(holders := self._holders[id(self._network.get_parameter(path))]) > 1:
+            return f"{' and '.join(holders[:2])} share it"
+        return "it is read more than once" if self._parameter_reads[path] > 1 else None
 
     def of_call(self, region: Region, address: Address, calls: Sequence[Call]) -> str | None:
         """Why the forward that makes the call cannot be rewritten, or ``None``."""

@@ -33,7 +33,7 @@ def meeting(region: Region, first: fx.Node, last: fx.Node) -> Meeting | None:
     """
     outer = [a for a, b in zip(first.meta["owners"], last.meta["owners"], strict=False) if a == b]
     for owner in reversed(outer):
-        reads, after = _seen_from(region, owner, first), _seen_from(region, owner, last)
+        reads, after = seen_from(region, owner, first), seen_from(region, owner, last)
         if reads is None or after is None:
             continue
         if reads[1] is tensor_inputs(first)[0] and after[2] is last:
@@ -41,8 +41,11 @@ def meeting(region: Region, first: fx.Node, last: fx.Node) -> Meeting | None:
     return None
 
 
-def _seen_from(region: Region, owner: str, node: fx.Node) -> tuple[Address, fx.Node | None, fx.Node | None] | None:
-    """The call that ``owner``'s forward makes to get ``node`` run: its address, the node of its first input, the node of its result."""
+def seen_from(region: Region, owner: str, node: fx.Node) -> tuple[Address, fx.Node | None, fx.Node | None] | None:
+    """The call that ``owner``'s forward makes to get ``node`` run: its address, the node of its first input, the node of its result.
+
+    ``None`` where the call cannot be named; ``owner`` is one of the modules whose forwards ``node`` is made in.
+    """
     owners: tuple[str, ...] = node.meta["owners"]
     if owners[-1] == owner:
         address = node.meta.get("address")

@@ -19,6 +19,7 @@ from chansurg.surgery.survey.blocks import Block, Stage, find_blocks, find_stage
 from chansurg.surgery.survey.channels import ChannelSpaces
 from chansurg.surgery.survey.editability import Editability, is_own_child
 from chansurg.surgery.survey.kinds import module_of, path_of
+from chansurg.surgery.survey.plain import find_plain_stages
 from chansurg.surgery.survey.pooling import mark_pooled
 from chansurg.surgery.survey.regions import LAYERS, Call, Region, find_regions
 
@@ -43,6 +44,7 @@ class Survey:
     untraced: Mapping[str, str]
     observed: Mapping[str, int] = field(default_factory=dict)
     _blocks: dict[str, list[Block]] = field(default_factory=dict)
+    _stages: dict[str, list[Stage]] = field(default_factory=dict)
     _spaces: dict[str, ChannelSpaces] = field(default_factory=dict)
 
     def blocks(self, region: Region) -> list[Block]:
@@ -52,8 +54,12 @@ class Survey:
         return self._blocks[region.path]
 
     def stages(self, region: Region) -> list[Stage]:
-        """The region's blocks grouped by output width and resolution."""
-        return find_stages(self.blocks(region))
+        """The region's blocks grouped by output width and resolution; runs of plain blocks where no region has residual ones."""
+        if region.path not in self._stages:
+            residual = any(self.blocks(other) for other in self.regions)
+            found = find_stages(region.nodes, self.blocks(region)) if residual else find_plain_stages(region.nodes)
+            self._stages[region.path] = found
+        return self._stages[region.path]
 
     def spaces(self, region: Region) -> ChannelSpaces:
         """The region's channel spaces."""
@@ -81,6 +87,14 @@ class Survey:
         if replaces:
             return self._editability.of_module(path_of(node))
         return self.unrewritable(region, address)
+
+    def shared(self, path: str) -> str | None:
+        """Why the module at ``path``, with all below it, is not one for itself, or ``None``."""
+        return self._editability.of_tree(path)
+
+    def unnarrowable(self, parameter: str) -> str | None:
+        """Why a parameter that the code of a module reads cannot be narrowed, or ``None``."""
+        return self._editability.of_parameter(parameter)
 
     def unrewritable(self, region: Region, address: Address) -> str | None:
         """Why the forward that makes a call, of a layer or of a module that holds layers, cannot be rewritten, or ``None``."""

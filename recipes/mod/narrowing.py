@@ -1,0 +1,149 @@
+"""What a narrow block keeps of a wide one.
+
+**The rule.** The block stays what it is: its layers, their names and its code. A block of ``C`` channels that works on ``k`` has every
+width ``w`` inside it scaled to ``w k // C``, and at least 1. Of each width the channels stay whose filters have the largest norms, in their
+order; of the block's input, those that the block's first layers have the largest input slices for. A grouped convolution keeps whole groups
+where its new width is a multiple of them; else as few as the new width can be divided into, with equally many channels of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from chansurg.recipes.mod.sites import BlockSite, NoSite
+from chansurg.surgery.editing.narrowing import reason_against, reason_against_parameter, widths
+from chansurg.surgery.edits import Narrow
+from chansurg.surgery.keeping import Indices, filter_norms, slice_norms, strongest
+from chansurg.surgery.layer import RecipeLayer
+from chansurg.surgery.survey import Survey
+from chansurg.surgery.survey.channels import Member, Space
+from chansurg.surgery.survey.kinds import conv_of
+
+
+def narrow_edits(survey: Survey, site: BlockSite, k: int) -> list[Narrow]:
+    """Narrow everything in a block's branch, for ``k`` of its ``C`` channels.
+
+    Raises:
+        NoSite: where something in it cannot become that narrow.
+    """
+    kept = _Keeping(survey, site, k).every()
+    found: dict[str, tuple[Member, Narrow]] = {}
+    for space, channels in kept:
+        for member in space.members:
+            narrow = found[member.path][1] if member.path in found else Narrow(member.path)
+            inputs = channels if member.side == "in" else narrow.in_channels
+            outputs = narrow.out_channels if member.side == "in" else channels
+            found[member.path] = member, Narrow(member.path, inputs, outputs)
+    for member, narrow in found.values():
+        if (reason := _reason_against(survey, site, member, narrow)) is not None:
+            raise NoSite(f"{member.path} cannot become narrower: {reason}")
+    return [narrow for _, narrow in found.values()]
+
+
+def _reason_against(survey: Survey, site: BlockSite, member: Member, narrow: Narrow) -> str | None:
+    if member.side == "parameter":
+        owner, _, name = member.path.rpartition(".")
+        module = survey.original.get_submodule(owner)
+        return survey.unnarrowable(member.path) or reason_against_parameter(module, name, narrow.out_channels or ())
+    against = reason_against(survey.original.get_submodule(member.path), narrow.in_channels, narrow.out_channels)
+    return against or survey.uneditable(site.region, member.node, replaces=True)
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """A grouped convolution between two spaces."""
+
+    conv: nn.modules.conv._ConvNd
+    inputs: Space
+    outputs: Space
+
+
+class _Keeping:
+    """Which channels of each space of a branch stay."""
+
+    def __init__(self, survey: Survey, site: BlockSite, k: int) -> None:
+        self._survey, self._site, self._k = survey, site, k
+        self._kept: dict[int, Indices] = {}
+
+    def every(self) -> list[tuple[Space, Indices]]:
+        """All spaces with the channels that stay."""
+        spaces = self._site.spaces.all
+        for space in spaces:
+            if len(found := {self._width(member) for member in space.members}) > 1:
+                raise NoSite(f"the widths inside it do not agree: {' and '.join(map(str, sorted(found)))}")
+        for grouped in self._grouped(spaces):
+            if id(grouped.inputs) not in self._kept and id(grouped.outputs) not in self._kept:
+                self._keep_groups(grouped)
+        for space in spaces:
+            if space.members and id(space) not in self._kept:
+                self._kept[id(space)] = strongest([self._norms(space)], self._new_width(space), self._total(space), 1)
+        return [(space, self._kept[id(space)]) for space in spaces if space.members]
+
+    def _grouped(self, spaces: tuple[Space, ...]) -> Iterator[_Grouped]:
+        ends = {(member.path, member.side): space for space in spaces for member in space.members}
+        for (path, side), space in ends.items():
+            module = self._survey.original.get_submodule(path) if side == "in" else None
+            if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
+                yield _Grouped(module, space, ends[path, "out"])
+
+    def _keep_groups(self, grouped: _Grouped) -> None:
+        """Keep the strongest groups of a convolution, and of each the strongest inputs and outputs, equally many."""
+        conv = grouped.conv
+        sizes = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+        count, inputs, outputs = self._division(grouped, conv.groups, sizes)
+        slices, filters = self._or_first(slice_norms(conv), conv.in_channels), self._or_first(filter_norms(conv), conv.out_channels)
+        groups = strongest([filters.reshape(conv.groups, -1).norm(dim=1)], count, conv.groups, 1)
+        for space, norms, size, keeps in ((grouped.inputs, slices, sizes[0], inputs), (grouped.outputs, filters, sizes[1], outputs)):
+            of_group = norms.reshape(conv.groups, size)
+            kept = [group * size + i for group in groups for i in strongest([of_group[group]], keeps, size, 1)]
+            self._kept[id(space)] = tuple(kept)
+
+    def _division(self, grouped: _Grouped, groups: int, sizes: tuple[int, int]) -> tuple[int, int, int]:
+        """How many groups stay, and how many inputs and outputs of each: for the largest widths, up to the wanted ones, that allow it."""
+        wanted = self._new_width(grouped.inputs), self._new_width(grouped.outputs)
+        fixed = [space in (self._site.spaces.entry, self._site.spaces.exit) for space in (grouped.inputs, grouped.outputs)]
+        same = sizes[0] == sizes[1]
+        for inputs in range(wanted[0], 0 if not fixed[0] else wanted[0] - 1, -1):
+            for outputs in range(wanted[1], 0 if not fixed[1] else wanted[1] - 1, -1):
+                if same and wanted[0] == wanted[1] and inputs != outputs:
+                    continue
+                for count in range(1, min(groups, inputs, outputs) + 1):
+                    if inputs % count == outputs % count == 0 and inputs // count <= sizes[0] and outputs // count <= sizes[1]:
+                        return count, inputs // count, outputs // count
+        raise NoSite(f"{groups} groups cannot be divided for {wanted[0]} of {sizes[0] * groups} channels")
+
+    def _new_width(self, space: Space) -> int:
+        if space is self._site.spaces.entry or space is self._site.spaces.exit:
+            return self._k
+        return max(1, self._total(space) * self._k // self._site.in_channels)
+
+    def _total(self, space: Space) -> int:
+        return self._width(space.members[0])
+
+    def _width(self, member: Member) -> int:
+        if member.side == "parameter":
+            return self._survey.original.get_parameter(member.path).numel()
+        module = self._survey.original.get_submodule(member.path)
+        if isinstance(module, RecipeLayer):
+            return int(getattr(module, f"{member.side}_channels"))
+        return widths(module)[member.side != "in"]
+
+    def _norms(self, space: Space) -> torch.Tensor | None:
+        """How much each channel matters: the norm of its filters; where nothing in the branch makes it, of the slices that read it."""
+        made = [filter_norms(self._module(m)) for m in space.members if m.side == "out"]
+        read = [slice_norms(self._module(m)) for m in space.members if m.side == "in"]
+        alone = [filter_norms(self._module(m)) for m in space.members if m.side == "both" and conv_of(m.node) is not None]
+        found = [norm for norm in made or read or alone if norm is not None]
+        return torch.stack([norm.cpu() for norm in found]).norm(dim=0) if found else None
+
+    def _module(self, member: Member) -> nn.Module:
+        return self._survey.original.get_submodule(member.path)
+
+    @staticmethod
+    def _or_first(norms: torch.Tensor | None, channels: int) -> torch.Tensor:
+        """Norms by which the first channels stay, where there are no numbers."""
+        return torch.ones(channels) if norms is None else norms.cpu()

@@ -1,0 +1,166 @@
+"""From blocks and options to edits: blocks are repeated, made narrow all the way through, and routed around.
+
+Which blocks can be, and what stands in the way of the others, is told by :mod:`chansurg.recipes.mod.sites`; what a narrow block keeps by
+:mod:`chansurg.recipes.mod.narrowing`; how stages grow by :mod:`chansurg.recipes.mod.growing`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from chansurg.recipes.mod.growing import Growth, growths, moved_edit, moved_path
+from chansurg.recipes.mod.narrowing import narrow_edits
+from chansurg.recipes.mod.options import ModOptions, numbers_in
+from chansurg.recipes.mod.sites import BlockSite, NoSite, NumberedStage, block_site, first_width, numbered_stages
+from chansurg.surgery.edits import Edit, LayerSpec, Narrow, Repeat, Route, Scale
+from chansurg.surgery.errors import InputError
+from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.survey import Block, Survey
+
+if TYPE_CHECKING:
+    from chansurg.recipes.mod import Mod
+
+
+def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
+    """Every block that could work on a selection of its channels, whatever the options, and the others with the reason why not."""
+    stages = numbered_stages(survey)
+    draft = _Draft(survey, ModOptions(blocks="all"), stages, {})
+    draft.convert(every=True)
+    return draft.sites, draft.skipped
+
+
+def plan(recipe: Mod, survey: Survey, options: ModOptions) -> Plan:
+    """What MoD would do to the surveyed network with these options.
+
+    Raises:
+        InputError: for stages or depths that the network does not have.
+        Refusal: where a stage cannot grow.
+    """
+    stages = numbered_stages(survey)
+    _check_stages(options, stages)
+    grown = growths(survey, stages, options)
+    draft = _Draft(survey, options, stages, grown)
+    draft.convert(every=False)
+    if not draft.sites:
+        draft = _Draft(survey, options, stages, grown)
+        draft.convert(every=True)
+    return Plan(
+        recipe=recipe.name,
+        version=recipe.version,
+        options=dataclasses.asdict(options),
+        sites=tuple(draft.sites),
+        edits=tuple(draft.edits()) if draft.sites else (),
+        skipped=tuple(draft.skipped),
+        signatures=draft.signatures,
+    )
+
+
+def _check_stages(options: ModOptions, stages: Sequence[NumberedStage]) -> None:
+    if options.stages != "all" and max(numbers_in(options.stages)) > len(stages) > 0:
+        raise InputError(
+            f"The network has no stage {max(numbers_in(options.stages))}: it has {len(stages)}.",
+            where="recipe mod, option --stages",
+            not_done="Nothing was converted.",
+            to_do="Choose among its stages, counted from 1; `chansurg inspect` lists them.",
+        )
+
+
+class _Draft:
+    """Edits as they gather; a block's edits are taken whole or not at all."""
+
+    def __init__(self, survey: Survey, options: ModOptions, stages: Sequence[NumberedStage], grown: Mapping[int, Growth]) -> None:
+        self.sites: list[Site] = []
+        self.skipped: list[Skip] = []
+        self.signatures: dict[str, Mapping[str, Any]] = {}
+        self._survey, self._options, self._stages, self._grown = survey, options, stages, grown
+        self._narrowed: list[Narrow] = []
+        self._routed: list[Route] = []
+        self._names: set[tuple[str, str]] = set()
+
+    def edits(self) -> list[Edit]:
+        """Copies first, then slices, then the layers around them."""
+        repeats: list[Repeat] = [edit for growth in self._grown.values() for edit in growth.repeats]
+        zeros: list[Scale] = [edit for growth in self._grown.values() for edit in growth.zeros]
+        return [*repeats, *self._narrowed, *zeros, *self._routed]
+
+    def convert(self, *, every: bool) -> None:
+        """Convert the blocks that the options name.
+
+        Args:
+            every: give a reason for every block that stays as it is, also where the options alone are the reason.
+        """
+        if not self._stages:
+            self.skipped.append(Skip("(the network)", "it has no residual block, and no convolutions of one kind that follow one another"))
+        for numbered in self._stages:
+            self._convert_stage(numbered, every)
+
+    def _convert_stage(self, numbered: NumberedStage, every: bool) -> None:
+        stage, growth = numbered.stage, self._grown.get(numbered.number)
+        copies = () if growth is None else growth.copies
+        if stage.depth + len(copies) == 1:
+            self.skipped.append(Skip(stage.blocks[0].path, "it is the only block of its stage"))
+            return
+        blocks: list[tuple[int, Block, str | None]] = [(number, block, None) for number, block in stage.numbered]
+        blocks += [(number, stage.blocks[-1], copy) for number, copy in enumerate(copies, stage.depth + 1)]
+        for number, block, copy in blocks:
+            if number == 1:
+                if every:
+                    self.skipped.append(Skip(block.path, "it is the first block of its stage"))
+                continue
+            path = block.path if copy is None or growth is None else moved_path(block.path, growth.path, copy)
+            if not (self._options.takes_stage(numbered.number) and self._options.takes_block(number)):
+                if every:
+                    self.skipped.append(Skip(path, f"the options leave block {number} of stage {numbered.number} out"))
+                continue
+            try:
+                site = block_site(self._survey, numbered.region, block)
+                k = max(1, site.in_channels // self._c)
+                edits: list[Narrow | Route] = [*narrow_edits(self._survey, site, k), self._route(site, k)]
+            except NoSite as reason:
+                self.skipped.append(Skip(path, str(reason)))
+                continue
+            if copy is not None and growth is not None:
+                edits = [moved_edit(edit, growth.path, copy) for edit in edits]
+            self._take(numbered, site, edits)
+            detail = {"stage": numbered.number, "block": number, "in_channels": site.in_channels, "selected": k}
+            self.sites.append(Site(path, block.kind, detail if copy is None else {**detail, "copy_of": block.path}))
+
+    @property
+    def _c(self) -> int:
+        return self._options.c if isinstance(self._options.c, int) else first_width(list(self._stages))
+
+    def _take(self, numbered: NumberedStage, site: BlockSite, edits: Sequence[Narrow | Route]) -> None:
+        for edit in edits:
+            if isinstance(edit, Route):
+                self._routed.append(edit)
+                self._names.update((edit.closes.owner, name) for name in (edit.name, edit.fusion_name))
+                self.signatures[edit.closes.owner] = self._survey.signature(numbered.region, site.closes.owner)
+            else:
+                self._narrowed.append(edit)
+
+    def _route(self, site: BlockSite, k: int) -> Route:
+        options = self._options
+        selector = LayerSpec(
+            "mod.ChannelSelector",
+            {
+                "in_channels": site.in_channels,
+                "out_channels": k,
+                "select": options.select,
+                "positions": options.fuse == "original",
+                "rectified": site.rectified,
+                "channel_dim": site.channel_dim,
+            },
+        )
+        fusion = LayerSpec("mod.Fusion", {"fuse": options.fuse, "inplace": site.inplace, "channel_dim": site.channel_dim})
+        stem = site.into[0].operation.removeprefix("self.").replace(".", "_").strip("_")
+        selector_name, fusion_name = (self._free_name(site.closes.owner, f"{stem}_{role}") for role in ("selector", "fusion"))
+        return Route(site.into, site.closes, site.passing, selector_name, selector, fusion_name, fusion)
+
+    def _free_name(self, owner: str, name: str) -> str:
+        """The name, numbered where it is taken."""
+        module = self._survey.original.get_submodule(owner)
+        names = (name if number == 1 else f"{name}{number}" for number in itertools.count(1))
+        return next(found for found in names if not hasattr(module, found) and (owner, found) not in self._names)
