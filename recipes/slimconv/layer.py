@@ -7,9 +7,8 @@ half of them, folded under another order of the same weights. Their results are 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ from torch.nn import functional
 from chansurg.recipes.slimconv.options import PATHS, RATIO, WEIGHTS
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.layer import RecipeLayer
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class SlimConv(RecipeLayer):
@@ -68,7 +69,7 @@ class SlimConv(RecipeLayer):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = False,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         folds: int = 2,
         floor: int = 1,
         weights: str = "both",
@@ -97,30 +98,20 @@ class SlimConv(RecipeLayer):
                 padding_mode=padding_mode,
             )
 
-        def second(part: Part) -> nn.Sequential:
-            return nn.Sequential(
-                OrderedDict(
-                    reduce=nn.Conv2d(in_channels // folds, part.inputs, 1, bias=False),
-                    norm=nn.BatchNorm2d(part.inputs),
-                    relu=nn.ReLU(inplace=True),
-                    conv=conv(part),
-                )
-            )
-
         top, *others = parts(in_channels, conv_channels, groups, folds, paths)
         hidden = max(in_channels // RATIO, floor)
         self.squeeze = nn.Conv2d(in_channels, hidden, 1, bias=False)
         self.norm = VectorNorm(hidden)
         self.excite = nn.Conv2d(hidden, in_channels, 1)
         self.top = conv(top)
-        self.bottom = second(others[0])
-        self.third = second(others[1]) if paths == 3 else None
+        self.bottom = ReducedPath(in_channels // folds, conv(others[0]))
+        self.third = ReducedPath(in_channels // folds, conv(others[1])) if paths == 3 else None
         self.reset_parameters()
 
     @property
     def out_channels(self) -> int:
         """Channels that the layer puts out."""
-        return self.top.out_channels + sum(path.conv.out_channels for path in self._seconds())
+        return self.top.out_channels + sum(path.conv.out_channels for path in self._reduced())
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw every convolution anew (He normal, from ``generator`` if given), start ``reduce`` as its selection, and reset the norms."""
@@ -131,11 +122,8 @@ class SlimConv(RecipeLayer):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-        for path, selection in zip(self._seconds(), self.selections or (), strict=False):
-            with torch.no_grad():
-                path.reduce.weight.zero_()
-                for row, folded in enumerate(selection):
-                    path.reduce.weight[row, folded] = 1.0
+        for path, selection in zip(self._reduced(), self.selections or (), strict=False):
+            path.select(selection)
 
     def channel_weights(self, x: Tensor) -> Tensor:
         """``w``: ``[B, C_in, H, W] -> [B, C_in, 1, 1]`` (Eq. 1)."""
@@ -160,23 +148,50 @@ class SlimConv(RecipeLayer):
     def _fold(self, w: Tensor, x: Tensor) -> Tensor:
         """``fold_m(w * x)``, run by run, so that ``w * x`` never exists at its full width: ``[B, C_in / m, H, W]`` (Eq. 2)."""
         size = self.in_channels // self.folds
-        runs = list(zip(w.split(size, 1), x.split(size, 1), strict=True))
-        folded = runs[0][0] * runs[0][1]
+        runs = list(zip(torch.split(w, size, 1), torch.split(x, size, 1), strict=True))
+        folded: Tensor = runs[0][0] * runs[0][1]
         for weight, run in runs[1:]:
             folded = torch.addcmul(folded, weight, run)
         return folded
 
     def _interleaved(self, w: Tensor) -> Tensor:
         """The weights with the ``m`` runs dealt out in turn."""
-        return w.unflatten(1, (self.folds, -1)).transpose(1, 2).flatten(1, 2)
+        return torch.unflatten(w, 1, (self.folds, -1)).transpose(1, 2).flatten(1, 2)
 
-    def _seconds(self) -> list[nn.Sequential]:
+    def _reduced(self) -> list[ReducedPath]:
         return [path for path in (self.bottom, self.third) if path is not None]
 
     def extra_repr(self) -> str:
         """What the layer does as a whole; its convolutions say the rest."""
         parts = [f"{self.in_channels} -> {self.out_channels}, folds={self.folds}"]
         return ", ".join([*parts, *([] if self.weights == "both" else [f"weights={self.weights}"])])
+
+
+class ReducedPath(nn.Module):
+    """The bottom path, and the third: ``conv(relu(norm(reduce(x))))`` on folded channels ``[B, C_in / m, H, W]``.
+
+    Args:
+        in_channels: ``C_in / m``.
+        conv: what comes last; ``reduce`` leaves it its input channels.
+    """
+
+    def __init__(self, in_channels: int, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(in_channels, conv.in_channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(conv.in_channels)
+        self.conv = conv
+
+    def select(self, channels: Sequence[int]) -> None:
+        """Make ``reduce`` hand on just these channels, in this order."""
+        with torch.no_grad():
+            self.reduce.weight.zero_()
+            for row, channel in enumerate(channels):
+                self.reduce.weight[row, channel] = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C_in / m, H, W] -> [B, conv.out_channels, H', W']``."""
+        y: Tensor = self.conv(functional.relu(self.norm(self.reduce(x)), inplace=True))
+        return y
 
 
 class VectorNorm(nn.BatchNorm2d):

@@ -42,7 +42,7 @@ class SlimConvOptions:
         except (TypeError, ValueError, OverflowError, ZeroDivisionError):
             raise _bad("k", self.k, _K_TO_DO) from None
         folds = k * Fraction(3, 2)
-        if isinstance(self.k, bool) or folds.denominator != 1 or not 2 <= folds <= LARGEST:
+        if folds.denominator != 1 or not 2 <= folds <= LARGEST:
             raise _bad("k", self.k, _K_TO_DO)
         object.__setattr__(self, "k", str(k))
         self._whole("floor", "Pass a whole number of at least 1; 24 gives the paper's MobileNetV2.", range(1, LARGEST + 1))

@@ -119,7 +119,7 @@ class _Draft:
             self._inputs[member.path] = kept
             return
         old = self._narrowed.get(member.path, Narrow(member.path))
-        new = dataclasses.replace(old, **{"in_channels" if member.side == "in" else "out_channels": kept})
+        new = Narrow(member.path, kept, old.out_channels) if member.side == "in" else Narrow(member.path, old.in_channels, kept)
         reason = reason_against(self.survey.original.get_submodule(member.path), new.in_channels, new.out_channels)
         if reason is not None:
             raise CannotApply(f"{member.path}, which takes its output, cannot keep these channels: {reason}")

@@ -72,12 +72,12 @@ def slim_sites(survey: Survey, *, every: bool = False, without: Collection[str] 
     sites: list[SlimSite] = []
     skipped: list[Skip] = []
     for region in survey.regions:
-        first = stems(region.nodes, survey.input_size[0], whole=region.path == "")
+        stem = _stem(survey, region)
         candidates: dict[fx.Node, Space] = {}
         reasons: dict[fx.Node, str] = {}
         for node in region.nodes:
             if _is_spatial(node):
-                reason = "it is the stem" if node in first else _against_layer(survey, region, node)
+                reason = "it is the stem" if node in stem else _against_layer(survey, region, node)
                 if reason is None and path_of(node) not in without:
                     candidates[node] = Space()
             else:
@@ -108,6 +108,24 @@ def _conv(node: fx.Node) -> nn.Module:
     conv = conv_of(node)
     assert conv is not None
     return conv
+
+
+def _stem(survey: Survey, region: Region) -> set[fx.Node]:
+    """The first convolution, and in a residual network every full one ahead of the first block (Table III's DLA-46-C counts so)."""
+    found = stems(region.nodes, survey.input_size[0], whole=region.path == "")
+    order = {node: index for index, node in enumerate(region.nodes)}
+    entries = [block.entry for block in survey.blocks(region)]
+    queue = [min(entries, key=order.__getitem__)] if found and entries else []
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
+        conv = conv_of(node)
+        if conv is not None and conv.groups == 1:
+            found.add(node)
+        ahead = [source for source in tensor_inputs(node) if source not in seen]
+        seen.update(ahead)
+        queue += ahead
+    return found
 
 
 def _is_spatial(node: fx.Node) -> bool:
