@@ -51,7 +51,7 @@ class ModOptions:
     grow: str = option(
         "copied",
         "What added blocks start as: a copy of their stage's last block, or (identity) one that passes its input through unchanged.",
-        choices=GROWTHS,
+        metavar="|".join(GROWTHS),
     )
 
     def __post_init__(self) -> None:

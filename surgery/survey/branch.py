@@ -69,7 +69,7 @@ def _spaces(block: Block, region_path: str, axis: int) -> BranchSpaces:
     interior = [space for space in spaces.every() if space is not entry and space is not exit_space]
     open_ends = [node for node in block.branch if node is not block.exit and any(user not in inside for user in node.users)]
     if open_ends:
-        entry.blockers.append(f"what {path_of(open_ends[0])} computes is read outside of the block too")
+        exit_space.blockers.append(f"what {path_of(open_ends[0])} computes is read outside of the block too")
     return BranchSpaces(axis, entry, exit_space, tuple(interior))
 
 

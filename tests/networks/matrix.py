@@ -73,10 +73,11 @@ LARGE = [
 # Recipes whose conversion by itself is the same function, whatever the options.
 PRESERVING = {"pcs"}
 
-# Where a recipe has nothing to do: (recipe, its option, the option's value) -> networks.
+# Where a recipe has nothing to do: (recipe, its option, the option's value) -> networks; with no option, whatever the options.
 NOWHERE: dict[tuple[str, str, str], set[str]] = {
     ("pix", "mode", "squeeze"): {"levit", "cifar-resnet20", "resnet18", "mobilenet_v2", "regnet_y_400mf", "timm-mobilenetv1_100"},
     ("pix", "mode", "downscale"): {"vision_transformer", "swin", "beit"},
+    ("mod", "", ""): {"vision_transformer", "swin", "beit", "levit", "densenet121", "googlenet", "timm-efficientvit_m0"},
 }
 
 
@@ -93,7 +94,10 @@ class Case:
 
     @property
     def applies(self) -> bool:
-        return not any(self.network.name in networks and (name, value) in self.options for (_, name, value), networks in NOWHERE.items())
+        return not any(
+            self.recipe == recipe and self.network.name in networks and (not name or (name, value) in self.options)
+            for (recipe, name, value), networks in NOWHERE.items()
+        )
 
     def convert(self, network: nn.Module, **arguments: Any) -> nn.Module:
         size = (3, self.network.side, self.network.side)

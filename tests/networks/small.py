@@ -107,7 +107,7 @@ def convnext() -> nn.Module:
     """A ConvNeXt of two stages, with stochastic depth."""
     from torchvision.models.convnext import CNBlockConfig
 
-    return torchvision.models.ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)], stochastic_depth_prob=0.5, num_classes=5)
+    return torchvision.models.ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 2)], stochastic_depth_prob=0.5, num_classes=5)
 
 
 def beit() -> nn.Module:

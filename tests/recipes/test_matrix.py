@@ -115,7 +115,7 @@ def test_where_there_is_nothing_to_do_it_says_why_and_touches_nothing(network: N
     for (recipe, name, value), networks in NOWHERE.items():
         if network.name in networks:
             with pytest.raises(chansurg.Refusal, match="found no site"):
-                Case(network, recipe, ((name, value),)).convert(model)
+                Case(network, recipe, ((name, value),) if name else ()).convert(model)
     assert fingerprint(model) == before
 
 
