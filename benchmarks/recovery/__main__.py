@@ -41,7 +41,7 @@ def main() -> None:
     """Run what is missing, and write the table and the plot."""
     options = _options()
     settings: dict[str, Any] = {"epochs": options.epochs, "batch_size": options.batch_size}
-    settings |= {} if options.lr is None else {"lr": options.lr}
+    settings |= {name: value for name in ("lr", "distill_blocks") if (value := getattr(options, name)) is not None}
     settings |= {"precision": options.precision, "channels_last": True}
     others = ("images", "target_macs", "shrink", "latency_batch")
     folder = ResultFolder(options.out, {**settings, **{name: getattr(options, name) for name in others}})
@@ -98,6 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="train on this many images, and validate on as many")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--distill-blocks", type=float, help="weight of the teacher's block outputs, beside its logits")
     parser.add_argument("--precision", default="fp32", help="of the forward pass in training: fp32, bf16 or fp16")
     parser.add_argument("--target-macs", type=float, default=0.43, help="share of the original's; 17.6 M of ResNet-20's 41 M are 0.43")
     parser.add_argument("--shrink", default="1/2")
