@@ -1,10 +1,11 @@
 """Which of the replaced convolution's filters and input slices each path starts with.
 
-**The rule.** The bottom path first sees the folded channels with the strongest slices, a third path the others. Each path's
-convolution takes the strongest filters that an earlier path has left, in their order. A filter on folded channels keeps, for each of
-them, the slice of one of the ``m`` channels that fold onto it: the one with the largest norm. A filter of a
-grouped convolution serves where each of the folded channels has one of the filter's own group in it; where there are too few such filters,
-the convolutions of the paths start at random. Equal norms go to the lower index; a network without numbers takes the first.
+**The rule.** The bottom path at first sees the folded channels with the strongest slices, a third path the strongest of the others. A
+filter on folded channels keeps, for each of them, the slice of one of the ``m`` channels that fold onto it: the one with the largest norm.
+Each path's convolution takes the filters of which it keeps most, told by the norm of the slices kept, among those that no earlier path has
+taken; they stay in their order. A filter of a grouped convolution serves where each of the folded channels has one of the filter's own
+group in it; where there are too few such filters, the convolutions of the paths start at random. Equal norms go to the lower index; a
+network without numbers takes the first.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def _selections(conv: nn.Conv2d, channels: Sequence[int], wanted: Sequence[Part]
     """The folded channels that the paths behind the top one see at first: the strongest, then the strongest of the others."""
     size, part = wanted[0].inputs, wanted[1]
     norms = slice_norms(conv)
-    strength = torch.ones(size) if norms is None else norms[list(channels)].reshape(folds, size).amax(0)
-    rank = torch.empty(size)
-    rank[strength.cpu().argsort(descending=True, stable=True)] = torch.arange(size, 0, -1.0)
+    strength = torch.ones(size, device="cpu") if norms is None else norms.cpu()[list(channels)].reshape(folds, size).amax(0)
+    order = strength.argsort(descending=True, stable=True).tolist()
+    rank = torch.tensor([size - order.index(folded) for folded in range(size)], dtype=torch.float, device="cpu")
     # Each group sees as many of its own; a depthwise convolution takes any.
     groups = 1 if part.groups == part.inputs or size % part.groups else part.groups
     found: list[Indices] = []
@@ -95,8 +96,8 @@ class _Filters:
         self._out_group = conv.out_channels // conv.groups
         weight = conv.weight.detach()
         shape = (conv.out_channels, self._in_group)
-        self._squares = torch.zeros(shape) if weight.is_meta else weight.float().flatten(2).square().sum(2).cpu()
-        self._left = torch.ones(conv.out_channels, dtype=torch.bool)
+        self._squares = torch.zeros(shape, device="cpu") if weight.is_meta else weight.float().flatten(2).square().sum(2).cpu()
+        self._left = torch.ones(conv.out_channels, dtype=torch.bool, device="cpu")
 
     def take(self, folded: Indices, part: Part) -> list[_Row] | None:
         """The filters of a path that sees the channels ``folded``, each with the slices it keeps; ``None`` where there are not enough."""

@@ -30,7 +30,7 @@ class CannotApply(Exception):
 def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
     """Every place for a slim convolution, whatever the options."""
     sites, skipped = slim_sites(survey)
-    return [site.describe() for site in sites], skipped
+    return [site.describe() for site in sites], list(dict.fromkeys(skipped))
 
 
 def plan(recipe: Slimconv, survey: Survey, options: SlimConvOptions) -> Plan:
@@ -52,7 +52,7 @@ def plan(recipe: Slimconv, survey: Survey, options: SlimConvOptions) -> Plan:
         options=dataclasses.asdict(options),
         sites=tuple(done),
         edits=tuple(draft.edits()),
-        skipped=(*skipped, *(Skip(path, reason) for path, reason in refused.items())),
+        skipped=tuple(dict.fromkeys((*skipped, *(Skip(path, reason) for path, reason in refused.items())))),
         signatures=draft.signatures,
     )
 
@@ -98,7 +98,7 @@ class _Draft:
         for count, what in ((len(channels), "input"), (outputs, "output")):
             if count % folds:
                 raise CannotApply(
-                    f"k = {self.options.k} makes one of {folds} channels, and {folds} does not divide its {count} {what} channels"
+                    f"k = {self.options.k} makes one channel of {folds}, and {folds} does not divide its {count} {what} channels"
                 )
             if count < 2 * folds:
                 raise CannotApply(f"k = {self.options.k} would leave nothing of its {count} {what} channels for the bottom path")

@@ -150,14 +150,15 @@ def _against_layer(survey: Survey, region: Region, node: fx.Node) -> str | None:
     conv = conv_of(node)
     if not tensor_inputs(node):
         return "what goes into it does not depend on the image"
-    if type(conv) is not nn.Conv2d:
-        return f"it is a {type(conv).__name__}, and a slim convolution stands in for a plain Conv2d"
     if is_pooled(node):
         return "it works on pooled vectors, not on maps"
     batched = is_batched(tensor_inputs(node)[0])
     if batched is not True:
         return "whether its first dimension is the batch is not known" if batched is None else "its first dimension is not the batch"
-    return survey.uneditable(region, node, replaces=True) or reason_against_touching(survey.original.get_submodule(path_of(node)))
+    reason = survey.uneditable(region, node, replaces=True) or reason_against_touching(survey.original.get_submodule(path_of(node)))
+    if reason is None and type(conv) is not nn.Conv2d:
+        reason = f"it is a {type(conv).__name__}, and a slim convolution stands in for a plain Conv2d"
+    return reason
 
 
 def _against_space(survey: Survey, region: Region, node: fx.Node, space: Space, candidates: Collection[fx.Node]) -> str | None:
