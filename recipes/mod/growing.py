@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -20,6 +20,30 @@ from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.slicing.zeros import keeps_zero
 from chansurg.surgery.survey import Block, Survey
 from chansurg.surgery.survey.kinds import function_name, is_layout_change, is_neutral, module_of, path_of
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What is inside the module ``old``, as it is called inside its copy ``new``."""
+
+    old: str
+    new: str
+
+    def path(self, path: str) -> str:
+        """A path."""
+        inside = path == self.old or path.startswith(f"{self.old}.")
+        return f"{self.new}{path.removeprefix(self.old)}" if inside else path
+
+    def narrow(self, edit: Narrow) -> Narrow:
+        """A slice."""
+        return replace(edit, path=self.path(edit.path))
+
+    def route(self, edit: Route) -> Route:
+        """A way round."""
+        return replace(edit, into=tuple(self._address(address) for address in edit.into), closes=self._address(edit.closes))
+
+    def _address(self, address: Address) -> Address:
+        return replace(address, owner=self.path(address.owner))
 
 
 @dataclass(frozen=True)
@@ -80,7 +104,7 @@ def _growth(survey: Survey, numbered: NumberedStage, count: int, identity: bool)
     sources = [path, *(f"{parent}.{new}".removeprefix(".") for new in names)]
     repeats = tuple(Repeat(source, new) for source, new in zip(sources[:-1], names, strict=True))
     last = _last_scalable(survey, block) if identity else None
-    zeros = () if last is None else tuple(Scale(moved_path(last, path, copy), "out", 0.0) for copy in sources[1:])
+    zeros = () if last is None else tuple(Scale(Moved(path, copy).path(last), "out", 0.0) for copy in sources[1:])
     if identity and last is None:
         raise Refusal(
             f"Stage {numbered.number} cannot grow by blocks that pass their input through: no layer ends the branch that could be zero.",
@@ -130,21 +154,3 @@ def _names(last: str, taken: set[str], count: int) -> list[str]:
             return numbered
     behind = (f"{plain}_{number}" for number in range(2, 2 + count + len(taken)))
     return [name for name in behind if name not in taken][:count]
-
-
-def moved_path(path: str, old: str, new: str) -> str:
-    """A path inside the module ``old`` as it is called inside its copy ``new``."""
-    return f"{new}{path.removeprefix(old)}" if path == old or path.startswith(f"{old}.") else path
-
-
-def moved_edit(edit: Narrow | Route, old: str, new: str) -> Narrow | Route:
-    """An edit inside the module ``old``, inside its copy ``new``."""
-    if isinstance(edit, Narrow):
-        return Narrow(moved_path(edit.path, old, new), edit.in_channels, edit.out_channels)
-    into = tuple(_moved_address(address, old, new) for address in edit.into)
-    closes = _moved_address(edit.closes, old, new)
-    return Route(into, closes, edit.passing, edit.name, edit.layer, edit.fusion_name, edit.fusion)
-
-
-def _moved_address(address: Address, old: str, new: str) -> Address:
-    return Address(moved_path(address.owner, old, new), address.operation, address.call)

@@ -11,14 +11,15 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from chansurg.recipes.mod.growing import Growth, growths, moved_edit, moved_path
+from chansurg.recipes.mod.growing import Growth, Moved, growths
 from chansurg.recipes.mod.narrowing import narrow_edits
 from chansurg.recipes.mod.options import ModOptions, numbers_in
-from chansurg.recipes.mod.sites import BlockSite, NoSite, NumberedStage, block_site, first_width, numbered_stages
+from chansurg.recipes.mod.sites import BlockSite, NoSite, NumberedStage, block_site, first_width, is_routed, numbered_stages
 from chansurg.surgery.edits import Edit, LayerSpec, Narrow, Repeat, Route, Scale
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.plan import Plan, Site, Skip
 from chansurg.surgery.survey import Block, Survey
+from chansurg.surgery.survey.kinds import path_of
 
 if TYPE_CHECKING:
     from chansurg.recipes.mod import Mod
@@ -103,43 +104,42 @@ class _Draft:
         if stage.depth + len(copies) == 1:
             self.skipped.append(Skip(stage.blocks[0].path, "it is the only block of its stage"))
             return
-        blocks: list[tuple[int, Block, str | None]] = [(number, block, None) for number, block in stage.numbered]
-        blocks += [(number, stage.blocks[-1], copy) for number, copy in enumerate(copies, stage.depth + 1)]
-        for number, block, copy in blocks:
-            if number == 1:
-                if every:
-                    self.skipped.append(Skip(block.path, "it is the first block of its stage"))
-                continue
-            path = block.path if copy is None or growth is None else moved_path(block.path, growth.path, copy)
-            if not (self._options.takes_stage(numbered.number) and self._options.takes_block(number)):
-                if every:
-                    self.skipped.append(Skip(path, f"the options leave block {number} of stage {numbered.number} out"))
-                continue
-            try:
-                site = block_site(self._survey, numbered.region, block)
-                k = max(1, site.in_channels // self._c)
-                edits: list[Narrow | Route] = [*narrow_edits(self._survey, site, k), self._route(site, k)]
-            except NoSite as reason:
-                self.skipped.append(Skip(path, str(reason)))
-                continue
-            if copy is not None and growth is not None:
-                edits = [moved_edit(edit, growth.path, copy) for edit in edits]
-            self._take(numbered, site, edits)
-            detail = {"stage": numbered.number, "block": number, "in_channels": site.in_channels, "selected": k}
-            self.sites.append(Site(path, block.kind, detail if copy is None else {**detail, "copy_of": block.path}))
+        for number, block in stage.numbered:
+            self._convert_block(numbered, number, block, None, every)
+        for number, copy in enumerate(copies, stage.depth + 1):
+            self._convert_block(numbered, number, stage.blocks[-1], copy, every)
+
+    def _convert_block(self, numbered: NumberedStage, number: int, block: Block, copy: str | None, every: bool) -> None:
+        """Convert one block, or with ``copy`` what stands at that path, which is a copy of the block."""
+        chosen = self._options.takes_stage(numbered.number) and self._options.takes_block(number)
+        moved = None if copy is None else Moved(self._grown[numbered.number].path, copy)
+        path = block.path if moved is None else moved.path(block.path)
+        if not chosen or number == 1:
+            if every:
+                left_out = f"the options leave block {number} of stage {numbered.number} out"
+                self.skipped.append(Skip(path, "it is the first block of its stage" if number == 1 else left_out))
+            return
+        try:
+            site = block_site(self._survey, numbered.region, block)
+            k = max(1, site.in_channels // self._c)
+            narrowed, routed = narrow_edits(self._survey, site, k), self._route(site, k)
+        except NoSite as reason:
+            # Several blocks of one module's code would go by the same path.
+            self.skipped.append(Skip(path_of(block.exit) if is_routed(block) else path, str(reason)))
+            return
+        detail: dict[str, Any] = {"stage": numbered.number, "block": number, "in_channels": site.in_channels, "selected": k}
+        if moved is not None:
+            narrowed, routed = [moved.narrow(edit) for edit in narrowed], moved.route(routed)
+            detail["copy_of"] = block.path
+        self._narrowed += narrowed
+        self._routed.append(routed)
+        self._names.update((routed.closes.owner, name) for name in (routed.name, routed.fusion_name))
+        self.signatures[routed.closes.owner] = self._survey.signature(numbered.region, site.closes.owner)
+        self.sites.append(Site(path, block.kind, detail))
 
     @property
     def _c(self) -> int:
         return self._options.c if isinstance(self._options.c, int) else first_width(list(self._stages))
-
-    def _take(self, numbered: NumberedStage, site: BlockSite, edits: Sequence[Narrow | Route]) -> None:
-        for edit in edits:
-            if isinstance(edit, Route):
-                self._routed.append(edit)
-                self._names.update((edit.closes.owner, name) for name in (edit.name, edit.fusion_name))
-                self.signatures[edit.closes.owner] = self._survey.signature(numbered.region, site.closes.owner)
-            else:
-                self._narrowed.append(edit)
 
     def _route(self, site: BlockSite, k: int) -> Route:
         options = self._options

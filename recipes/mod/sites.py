@@ -110,7 +110,7 @@ def block_site(survey: Survey, region: Region, block: Block) -> BlockSite:
     Raises:
         NoSite: where it is none.
     """
-    if isinstance(module_of(block.exit), RecipeLayer):
+    if is_routed(block):
         raise NoSite("it is a Mixture-of-Depths block already")
     if block.kind == "attention":
         raise NoSite("it is an attention block")
@@ -143,7 +143,14 @@ def block_site(survey: Survey, region: Region, block: Block) -> BlockSite:
     )
 
 
+def is_routed(block: Block) -> bool:
+    """Whether a recipe's layer ends it, in the place of an addition."""
+    return isinstance(module_of(block.exit), RecipeLayer)
+
+
 def _is_spatial(node: fx.Node) -> bool:
+    if isinstance(module := module_of(node), RecipeLayer):
+        return any(isinstance(part, nn.modules.conv._ConvNd) and not is_pointwise(part) for part in module.modules())
     conv = conv_of(node)
     return conv is not None and not is_pointwise(conv) and not is_pooled(node)
 
