@@ -80,6 +80,14 @@ def _pix(network: nn.Module) -> nn.Module:
     return chansurg.convert(network, "pix", mode="downscale")
 
 
+def _mod(network: nn.Module) -> nn.Module:
+    return chansurg.convert(network, "mod")
+
+
+def _slimconv(network: nn.Module) -> nn.Module:
+    return chansurg.convert(network, "slimconv", k="8/3")
+
+
 def _sliced(network: nn.Module) -> nn.Module:
     return chansurg.slice(network)
 
@@ -95,6 +103,10 @@ ROWS: dict[str, Row] = {
     "pcs-random": Row("PCS from random weights, sliced", lambda subject: _pcs(subject, subject.fresh()), _sliced, steered=True),
     "pix": Row("PiX downscale", lambda subject: _pix(subject.original)),
     "pix-random": Row("PiX downscale from random weights", lambda subject: _pix(subject.fresh())),
+    "mod": Row("MoD", lambda subject: _mod(subject.original)),
+    "mod-random": Row("MoD from random weights", lambda subject: _mod(subject.fresh())),
+    "slimconv": Row("SlimConv 8/3", lambda subject: _slimconv(subject.original)),
+    "slimconv-random": Row("SlimConv 8/3 from random weights", lambda subject: _slimconv(subject.fresh())),
     "magnitude": Row("magnitude pruning", lambda subject: prune(subject.original, "magnitude", subject.share, ())),
     "taylor": Row("Taylor pruning", lambda subject: prune(subject.original, "taylor", subject.share, subject.batches())),
 }
