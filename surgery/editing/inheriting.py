@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from chansurg.surgery.editing.children import refuse
 from chansurg.surgery.edits import Inherit
+from chansurg.surgery.memory_format import is_channels_last, to_channels_last
 
 
 def remember(network: nn.Module, edits: Sequence[Inherit], *, numbers: bool) -> dict[str, Tensor]:
@@ -30,6 +31,8 @@ def remember(network: nn.Module, edits: Sequence[Inherit], *, numbers: bool) -> 
 
 def hand_down(network: nn.Module, edits: Sequence[Inherit], remembered: Mapping[str, Tensor]) -> None:
     """Give the edits' tensors what their sources held; of sources that are remembered by shape alone, see that they fit.
+
+    A tensor keeps its dtype and device, and lies in memory as its source does: in ``channels_last`` or not.
 
     Raises:
         Refusal: where a tensor is not there, would start as two at once, or has another shape than what it would start as.
@@ -54,6 +57,8 @@ def hand_down(network: nn.Module, edits: Sequence[Inherit], remembered: Mapping[
             if indices is not None:
                 source = source.index_select(dimension, torch.tensor(indices, dtype=torch.long, device=source.device))
         with torch.no_grad():
+            if is_channels_last(remembered[edit.source]):
+                target.data = to_channels_last(target.data)
             if edit.rows is None:
                 target.copy_(source)
             else:

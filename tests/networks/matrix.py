@@ -78,6 +78,7 @@ NOWHERE: dict[tuple[str, str, str], set[str]] = {
     ("pix", "mode", "squeeze"): {"levit", "cifar-resnet20", "resnet18", "mobilenet_v2", "regnet_y_400mf", "timm-mobilenetv1_100"},
     ("pix", "mode", "downscale"): {"vision_transformer", "swin", "beit"},
     ("mod", "", ""): {"vision_transformer", "swin", "beit", "levit", "densenet121", "googlenet", "timm-efficientvit_m0"},
+    ("slimconv", "", ""): {"vision_transformer", "swin", "beit", "levit", "densenet121"},
 }
 
 
