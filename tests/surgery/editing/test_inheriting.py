@@ -95,3 +95,39 @@ def test_nothing_starts_as_two_tensors() -> None:
         perform(
             network(), [Inherit("blocks.2.bn1.bias", "blocks.2.bn2.bias"), Inherit("blocks.2.bn1.bias", "blocks.2.bn1.bias")], {}, seed=0
         )
+
+
+def test_several_edits_may_give_a_tensor_its_rows() -> None:
+    made = network()
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    edits = [
+        Inherit("blocks.2.conv1.weight", "blocks.2.conv2.weight", ((4, 2), tuple(range(32)), None, None), (0, 31)),
+        Inherit("blocks.2.conv1.weight", "blocks.2.conv2.weight", ((7,), tuple(range(31, -1, -1)), None, None), (5,)),
+    ]
+    perform(made, edits, {}, seed=0)
+    other, expected = before["blocks.2.conv2.weight"], before["blocks.2.conv1.weight"]
+    expected[0], expected[31], expected[5] = other[4], other[2], other[7].flip(0)
+    assert torch.equal(made.get_parameter("blocks.2.conv1.weight"), expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [((0, 5), "its rows are not among"), ((1, 1), "its rows are not among"), ((0,), r"it would be \[2\], and \[1\] is wanted")],
+)
+def test_rows_that_do_not_fit_are_refused(rows: tuple[int, ...], reason: str) -> None:
+    with pytest.raises(chansurg.Refusal, match=reason):
+        perform(network(), [Inherit("fc.bias", "stem.bias", ((1, 2),), rows)], {}, seed=0)
+
+
+def test_no_row_starts_as_two() -> None:
+    edits = [Inherit("fc.bias", "stem.bias", ((0, 1),), (0, 1)), Inherit("fc.bias", "stem.bias", ((2, 3),), (1, 2))]
+    with pytest.raises(chansurg.Refusal, match="two tensors at once"):
+        perform(network(), edits, {}, seed=0)
+
+
+def test_a_tensor_lies_in_memory_as_its_source_does() -> None:
+    made = network()
+    made.blocks[2].conv2.to(memory_format=torch.channels_last)
+    perform(made, [Inherit("blocks.2.conv1.weight", "blocks.2.conv2.weight")], {}, seed=0)
+    assert made.blocks[2].conv1.weight.stride() == made.blocks[2].conv2.weight.stride()
+    assert torch.equal(made.blocks[2].conv1.weight, made.blocks[2].conv2.weight)
