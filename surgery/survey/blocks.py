@@ -78,12 +78,23 @@ class Stage:
 
 
 def find_blocks(nodes: list[fx.Node]) -> list[Block]:
-    """The residual blocks of a region's graph that lie in no other block, in order."""
+    """The residual blocks of a region's graph that lie in no other block, in order.
+
+    What holds convolutional blocks itself is none: a connection that skips whole stages, in a network for segmentation, say.
+    """
     dominators = _dominators(nodes)
     order = {node: index for index, node in enumerate(nodes)}
     blocks = [block for node in nodes if _closes_a_block(node) and (block := _block(node, dominators, order)) is not None]
+    exits = {block.exit for block in blocks if _is_convolutional(block)}
+    blocks = [block for block in blocks if exits.isdisjoint(block.branch)]
     inner = {node for block in blocks for node in block.branch}
     return [block for block in blocks if block.exit not in inner]
+
+
+def _is_convolutional(block: Block) -> bool:
+    """Whether maps go into it and come out as large, past an identity and through a spatial convolution."""
+    spatial = any(_kind_of_layer(node) != "pointwise" for node in _main_layers(block.branch))
+    return spatial and not _main_layers(block.shortcut) and shape_of(block.entry) == shape_of(block.exit)
 
 
 def find_stages(nodes: list[fx.Node], blocks: list[Block]) -> list[Stage]:

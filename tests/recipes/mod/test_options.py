@@ -59,8 +59,6 @@ def test_mistakes_are_named(given: dict[str, Any], named: str) -> None:
     assert all(caught.value.parts().values())
 
 
-@pytest.mark.parametrize(
-    ("blocks", "taken"), [("alternate", [2, 4, 6, 8]), ("all", [2, 3, 4, 5, 6, 7, 8]), ("3,4,9", [3, 4])]
-)
+@pytest.mark.parametrize(("blocks", "taken"), [("alternate", [2, 4, 6, 8]), ("all", [2, 3, 4, 5, 6, 7, 8]), ("3,4,9", [3, 4])])
 def test_which_blocks_are_taken(blocks: str, taken: list[int]) -> None:
     assert [number for number in range(1, 9) if ModOptions(blocks=blocks).takes_block(number)] == taken
