@@ -26,9 +26,10 @@ class _Tap:
         self.open = True
         self.output: Tensor | None = None
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if self.open:
-            self.output = output
+            # Where no gradient is wanted, what runs behind it may write into it.
+            self.output = output if output.requires_grad else output.clone()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tap:
         shut = _Tap()

@@ -110,3 +110,27 @@ def test_compiled_networks_give_outputs_with_gradients(backend: str) -> None:
         outputs.take()["blocks.1"].square().sum().backward()
         assert network.stem.weight.grad.abs().sum() > 0
         assert network.fc.weight.grad is None or network.fc.weight.grad.abs().sum() == 0
+
+
+class Rewriting(nn.Module):
+    """Writes into its input where no gradient is wanted, and adds to a copy of it elsewhere: ``[B, C, H, W]``."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if torch.is_grad_enabled() else x.add_(1)
+
+
+def test_what_a_later_block_writes_into_is_taken_as_it_was_put_out() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Rewriting(), Rewriting()).eval()
+    x = torch.randn(2, 3, 5, 5)
+    taps = BlockOutputs(network, ["0", "1", "2"])
+    with torch.no_grad():
+        network(x)
+        taken = taps.take()
+        first = network[0](x)
+        expected = {"0": first, "1": first + 1, "2": first + 1 + 1}
+    assert all(torch.equal(taken[path], output) for path, output in expected.items())
+    network(x)
+    taken = taps.take()
+    assert taken["0"].requires_grad
+    assert torch.equal(taken["2"], expected["2"])
