@@ -28,8 +28,9 @@ class Slimconv(Recipe):
     paper = "SlimConv: Reducing Channel Redundancy in Convolutional Neural Networks by Features Recombining. Qiu, Chen, Liu, Zhang, Zeng."
     not_for = (
         "Convolutions whose output is added to a shortcut or concatenated (the second convolution of a basic block, DenseNet): their width "
-        "is not theirs alone. Networks that must stay accurate without any training: filters are kept, but they see folded channels, so "
-        "plan a fine-tuning run."
+        "is not theirs alone. Networks whose spatial convolutions are depthwise, with k = 4/3: the attention and the 1x1 convolution weigh "
+        "more than is saved, so take 8/3 as the paper does. Networks that must stay accurate without any training: filters are kept, but "
+        "they see folded channels, so plan a fine-tuning run."
     )
     Options = SlimConvOptions
 

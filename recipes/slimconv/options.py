@@ -24,7 +24,9 @@ class SlimConvOptions:
         "m must divide the channels.",
         metavar="FRACTION",
     )
-    floor: int = option(1, f"The least number of hidden channels in the attention, which has a {RATIO}th of the input's.", metavar="N")
+    floor: int = option(
+        1, f"The attention has a hidden channel for every {RATIO} of the input's channels, and at least this many.", metavar="N"
+    )
     weights: str = option(
         "both",
         "both: the top path takes the channel weights as they are, the bottom path in reverse order. plain: both paths as they are. "

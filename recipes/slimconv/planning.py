@@ -52,7 +52,7 @@ def plan(recipe: Slimconv, survey: Survey, options: SlimConvOptions) -> Plan:
         options=dataclasses.asdict(options),
         sites=tuple(done),
         edits=tuple(draft.edits()),
-        skipped=tuple(dict.fromkeys((*skipped, *(Skip(path, reason) for path, reason in refused.items())))),
+        skipped=tuple(dict.fromkeys((*(Skip(path, reason) for path, reason in refused.items()), *skipped))),
         signatures=draft.signatures,
     )
 

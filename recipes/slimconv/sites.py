@@ -58,7 +58,7 @@ class SlimSite:
         conv = self.conv
         kind = "depthwise" if is_depthwise(conv) else "grouped" if conv.groups > 1 else "convolution"
         kernel = "x".join(map(str, conv.kernel_size))
-        return Site(path_of(self.layer), kind, {"in_channels": conv.in_channels, "conv_channels": conv.out_channels, "kernel": kernel})
+        return Site(path_of(self.layer), kind, {"in_channels": conv.in_channels, "out_channels": conv.out_channels, "kernel": kernel})
 
 
 def slim_sites(survey: Survey, *, every: bool = False, without: Collection[str] = ()) -> tuple[list[SlimSite], list[Skip]]:
@@ -170,7 +170,7 @@ def _against_space(survey: Survey, region: Region, node: fx.Node, space: Space, 
             continue
         # The last layer of squeeze-and-excitation works on pooled vectors, and shrinks along.
         if member.side == "out" and not is_pooled(member.node):
-            return f"its output is tied to that of {member.path} (a shortcut, or another branch)"
+            return "its output is added to that of other layers (a shortcut, or another branch)"
         if member.side == "in" and member.node in candidates:
             continue
         original = survey.original.get_submodule(member.path)

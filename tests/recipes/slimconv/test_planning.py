@@ -36,7 +36,7 @@ def test_a_bottleneck_changes_its_spatial_convolution_and_narrows_what_is_behind
     planned = plan(small())
     assert [site.path for site in planned.sites] == ["blocks.0.conv2", "blocks.1.conv2", "blocks.2.conv1"]
     assert [skip.path for skip in planned.skipped] == ["stem", "blocks.2.conv2"]
-    assert planned.sites[0].detail == {"in_channels": 8, "conv_channels": 8, "kernel": "3x3", "width": 6}
+    assert planned.sites[0].detail == {"in_channels": 8, "out_channels": 8, "kernel": "3x3", "width": 6}
     edits = [edit for edit in planned.edits if edit.path.startswith("blocks.0")]
     assert [(edit.op, edit.path) for edit in edits] == [
         ("swap", "blocks.0.conv2"),
@@ -206,8 +206,8 @@ def test_a_depthwise_convolution_that_does_not_fit_shrinks_with_the_one_ahead_of
     planned = plan(network, k="8/3")
     assert [site.path for site in planned.sites] == ["1"]
     assert [(skip.path, skip.reason) for skip in planned.skipped] == [
-        ("0", "it is the stem"),
         ("2", "k = 8/3 makes one channel of 4, and 4 does not divide its 6 input channels"),
+        ("0", "it is the stem"),
     ]
     kept = next(edit.out_channels for edit in planned.edits if edit.path == "2")
     new = chansurg.apply(network, planned, input_size=(3, 32, 32))
