@@ -207,7 +207,7 @@ def test_recipes_as_json(cli: Cli) -> None:
     assert one in everything["recipes"]
     assert {option["name"]: option["default"] for option in one["options"]}["mode"] == "squeeze"
     assert json.dumps(one)
-    assert cli("recipes", "-q").out == "pcs\npix\n"
+    assert cli("recipes", "-q").out == "mod\npcs\npix\nslimconv\n"
 
 
 def test_one_recipe_in_full(cli: Cli) -> None:
