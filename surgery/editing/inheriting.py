@@ -35,35 +35,53 @@ def hand_down(network: nn.Module, edits: Sequence[Inherit], remembered: Mapping[
     A tensor keeps its dtype and device, and lies in memory as its source does: in ``channels_last`` or not.
 
     Raises:
-        Refusal: where a tensor is not there, would start as two at once, or has another shape than what it would start as.
+        Refusal: where a tensor is not there, would start as two at once or as one in part, or has another shape than what it would start
+            as.
     """
     state = network.state_dict(keep_vars=True) if edits else {}
-    given: dict[str, set[int]] = {}
+    by_tensor: dict[str, list[Inherit]] = {}
     for edit in edits:
-        target = state.get(edit.tensor)
+        by_tensor.setdefault(edit.tensor, []).append(edit)
+    for name, parts in by_tensor.items():
+        target = state.get(name)
         if not isinstance(target, Tensor):
-            raise refuse(f"The edited network has no tensor {edit.tensor!r}.", edit.tensor)
-        source = remembered[edit.source]
-        if (reason := _reason_against(edit, source, target)) is not None:
-            raise refuse(f"{edit.tensor} cannot start as {edit.source}: {reason}.", edit.tensor)
-        rows = range(target.shape[0] if target.ndim else 1) if edit.rows is None else edit.rows
-        before = given.setdefault(edit.tensor, set())
-        if not before.isdisjoint(rows):
-            raise refuse(f"{edit.tensor} would start as two tensors at once.", edit.tensor)
-        before.update(rows)
-        if source.is_meta:
-            continue
-        for dimension, indices in enumerate(edit.slices):
-            if indices is not None:
-                source = source.index_select(dimension, torch.tensor(indices, dtype=torch.long, device=source.device))
-        with torch.no_grad():
-            if is_channels_last(remembered[edit.source]):
-                target.data = to_channels_last(target.data)
-            if edit.rows is None:
-                target.copy_(source)
-            else:
-                index = torch.tensor(edit.rows, dtype=torch.long, device=target.device)
-                target.index_copy_(0, index, source.to(target.device, target.dtype))
+            raise refuse(f"The edited network has no tensor {name!r}.", name)
+        for edit in parts:
+            if (reason := _reason_against(edit, remembered[edit.source], target)) is not None:
+                raise refuse(f"{name} cannot start as {edit.source}: {reason}.", name)
+        if (reason := _reason_against_parts(parts, target)) is not None:
+            raise refuse(f"{name} would start as {reason}.", name)
+        for edit in parts:
+            _copy(edit, remembered[edit.source], target)
+
+
+@torch.no_grad()
+def _copy(edit: Inherit, source: Tensor, target: Tensor) -> None:
+    if source.is_meta:
+        return
+    if is_channels_last(source):
+        target.data = to_channels_last(target.data)
+    for dimension, indices in enumerate(edit.slices):
+        if indices is not None:
+            source = source.index_select(dimension, torch.tensor(indices, dtype=torch.long, device=source.device))
+    if edit.rows is None:
+        target.copy_(source)
+    else:
+        index = torch.tensor(edit.rows, dtype=torch.long, device=target.device)
+        target.index_copy_(0, index, source.to(target.device, target.dtype))
+
+
+def _reason_against_parts(parts: Sequence[Inherit], target: Tensor) -> str | None:
+    """Why the edits of one tensor do not make it up, each row once and from one source, or ``None``."""
+    rows = [row for edit in parts for row in _rows(edit, target)]
+    if len(set(rows)) != len(rows) or len({edit.source for edit in parts}) > 1:
+        return "two tensors at once"
+    height = target.shape[0] if target.ndim else 1
+    return f"{parts[0].source} in {len(rows)} of its {height} rows only" if len(rows) != height else None
+
+
+def _rows(edit: Inherit, target: Tensor) -> Sequence[int]:
+    return edit.rows if edit.rows is not None else range(target.shape[0] if target.ndim else 1)
 
 
 def _reason_against(edit: Inherit, source: Tensor, target: Tensor) -> str | None:

@@ -38,7 +38,7 @@ def origins_of(edits: Sequence[Edit], before: Shapes, after: Shapes) -> Origins:
         before: shapes ahead of them all.
         after: shapes behind them all.
     """
-    inherited = {edit.tensor: edit for edit in edits if isinstance(edit, Inherit)}
+    inherited = {edit.tensor: edit for edit in edits if isinstance(edit, Inherit)}  # those of one tensor have one source
     repeats = [edit for edit in edits if isinstance(edit, Repeat)]
     built = tuple(f"{path}." for edit in edits for path, _ in new_layers(edit))
     found = Origins(removed=[name for name in before if name not in after])

@@ -119,7 +119,7 @@ class Inherit:
         slices: for each of the source's dimensions the indices taken, in order and repeated if need be, or ``None`` for all;
             ``()`` takes the tensor as a whole.
         rows: which entries of the tensor's first dimension start so, in the order in which they are taken; ``None`` is all. Several
-            edits may each give a tensor some of its rows: the groups of a convolution may take different slices.
+            edits then make up the tensor from one source: the groups of a convolution may take different slices.
     """
 
     tensor: str
@@ -136,7 +136,7 @@ class Inherit:
     @property
     def selects(self) -> bool:
         """Whether it takes less than the whole source, or that in another order."""
-        return any(indices is not None for indices in self.slices)
+        return self.rows is not None or any(indices is not None for indices in self.slices)
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; :func:`edit_from_json` reads them back."""

@@ -41,6 +41,7 @@ EDITS: list[Edit] = [
     Repeat("layer1.2", "3"),
     Inherit("layer1.0.conv2.top.weight", "layer1.0.conv2.weight", ((1, 0), None, (2,), None)),
     Inherit("layer1.0.conv2.bias", "layer1.0.conv2.bias"),
+    Inherit("layer1.0.conv2.bottom.weight", "layer1.0.conv2.weight", ((1, 0), None, None, None), (2, 3)),
     Route((Address("layer1.1", "self.conv1"),), Address("layer1.1", "operator.iadd"), 1, "selector", LAYER, "fusion", FUSION),
     Route((Address("", "self.0"), Address("", "self.1")), Address("", "self.2"), None, "selector", LAYER, "fusion", FUSION),
 ]
@@ -121,10 +122,11 @@ ELSEWHERE = Address("layer1.2", "self.conv1").as_json()
         route(fusion="mod.Fusion"),
         {"op": "repeat", "path": "layer1.2", "name": "a.b"},
         {"op": "repeat", "path": 2, "name": "3"},
-        {"op": "inherit", "tensor": "a", "source": "b", "slices": [0, 1]},
-        {"op": "inherit", "tensor": "a", "source": "b", "slices": None},
-        {"op": "inherit", "tensor": "a", "source": "b", "slices": [[-1]]},
-        {"op": "inherit", "tensor": "a", "source": None, "slices": []},
+        {"op": "inherit", "tensor": "a", "source": "b", "slices": [0, 1], "rows": None},
+        {"op": "inherit", "tensor": "a", "source": "b", "slices": None, "rows": None},
+        {"op": "inherit", "tensor": "a", "source": "b", "slices": [[-1]], "rows": None},
+        {"op": "inherit", "tensor": "a", "source": "b", "slices": [], "rows": 3},
+        {"op": "inherit", "tensor": "a", "source": None, "slices": [], "rows": None},
     ],
 )
 def test_routes_repeats_and_inheritances_of_another_form_are_refused(data: dict[str, Any]) -> None:
