@@ -43,6 +43,9 @@ class RecipeLayer(nn.Module):
 
     no_weight_decay: frozenset[str] = frozenset()
     """Names of its parameters that weight decay would harm; biases and norms are left out anyway."""
+
+    is_spatial: bool = False
+    """Whether it stands in for a spatial convolution, so that what goes with one goes with it."""
     adds: bool = False
     """Whether it adds its second input to its first, or to a part of it, as the addition at the end of a residual block does."""
 

@@ -21,7 +21,7 @@ from torch import fx, nn
 from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.surgery.plan import Site, Skip
 from chansurg.surgery.survey import Block, Region, Survey
-from chansurg.surgery.survey.chains import Tail, feeding_layer, feeds_addition, feeds_spatial_conv, stems, tail_of
+from chansurg.surgery.survey.chains import Tail, feeding_layer, feeds_addition, feeds_spatial_conv, is_spatial, stems, tail_of
 from chansurg.surgery.survey.kinds import (
     conv_of,
     follow,
@@ -234,11 +234,11 @@ def _first_of_its_stage(candidate: SqueezeSite, sites: list[SqueezeSite]) -> boo
 def _expanded_width(last: fx.Node) -> int | None:
     """The output width of the 1x1 convolution behind the spatial one that takes ``last``."""
     for user in follow(last, is_neutral):
-        conv = conv_of(user)
-        if conv is not None and not is_pointwise(conv):
+        shape = shape_of(user)
+        if is_spatial(user) and shape is not None:
             for expand in follow(tail_of(user).last, is_neutral):
                 expanding = conv_of(expand)
-                if expanding is not None and is_pointwise(expanding) and expanding.out_channels > conv.out_channels:
+                if expanding is not None and is_pointwise(expanding) and expanding.out_channels > shape[1]:
                     return expanding.out_channels
     return None
 

@@ -58,6 +58,8 @@ class SlimConv(RecipeLayer):
         InputError: for arguments outside what is said above.
     """
 
+    is_spatial = True
+
     def __init__(
         self,
         in_channels: int,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.survey.kinds import (
     conv_of,
     follow,
@@ -86,8 +87,11 @@ def stems(nodes: Iterable[fx.Node], image_channels: int, *, whole: bool) -> set[
 
 
 def feeds_spatial_conv(last: fx.Node) -> bool:
-    """Whether a spatial convolution takes ``last``'s output at once; identities, padding and splits into parts may lie between."""
-    return any(_is_spatial(node) for node in follow(last, lambda node: is_neutral(node) or is_pooling_free_pad(node) or _splits(node)))
+    """Whether a spatial convolution, or a layer that stands in for one, takes ``last``'s output at once.
+
+    Identities, padding and splits into parts may lie between.
+    """
+    return any(is_spatial(node) for node in follow(last, lambda node: is_neutral(node) or is_pooling_free_pad(node) or _splits(node)))
 
 
 def feeds_addition(last: fx.Node) -> bool:
@@ -106,9 +110,10 @@ def _splits(node: fx.Node) -> bool:
     return function_name(node) in _SPLITTING
 
 
-def _is_spatial(node: fx.Node) -> bool:
-    conv = conv_of(node)
-    return conv is not None and not is_pointwise(conv)
+def is_spatial(node: fx.Node) -> bool:
+    """Whether the node calls a convolution that looks at neighbouring pixels, or a layer that stands in for one."""
+    conv, module = conv_of(node), module_of(node)
+    return (conv is not None and not is_pointwise(conv)) or (isinstance(module, RecipeLayer) and module.is_spatial)
 
 
 def feeding_layer(layer: fx.Node, *, limit: int = 24) -> tuple[fx.Node | None, list[fx.Node]]:

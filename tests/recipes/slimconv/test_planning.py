@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,3 +233,15 @@ def test_every_option_reaches_the_layers(options: dict[str, Any]) -> None:
         assert layer.squeeze.out_channels == options.get("floor", 1)
         assert layer.weights == options.get("weights", "both")
         assert (layer.third is not None) is ("paths" in options)
+
+
+@pytest.mark.parametrize(("first", "second"), [("slimconv", "pix"), ("pix", "slimconv"), ("mod", "slimconv"), ("slimconv", "pcs")])
+def test_it_stacks_with_other_recipes(first: str, second: str, tmp_path: Path) -> None:
+    network = chansurg.load("networks.small:small", input_size=(32,))
+    both = chansurg.convert(chansurg.convert(network, first), second)
+    chansurg.save(both, tmp_path / "both.safetensors")
+    loaded = chansurg.load(tmp_path / "both.safetensors", arch="networks.small:small")
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), both.eval()(x))
+    assert [entry.recipe for entry in chansurg.record_of(loaded).journal] == [first, second]
