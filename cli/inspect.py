@@ -91,8 +91,10 @@ def _show_sites(report: Report, recipe: str, sites: list[dict[str, Any]]) -> Non
 def _detail(site: Mapping[str, Any]) -> str:
     """``256 -> 64 channels, ratio 4``: what sites of a kind may share; their paths are told elsewhere."""
     channels = " -> ".join(str(site[key]) for key in ("in_channels", "out_channels") if key in site)
-    told = ("path", "kind", "expand", "in_channels", "out_channels")
+    told = ("path", "kind", "stage", "block", "expand", "in_channels", "out_channels")
     others = [
-        f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else str(value) for key, value in site.items() if key not in told
+        f"{key.replace('_', ' ')} {value:g}" if isinstance(value, (int, float)) else str(value)
+        for key, value in site.items()
+        if key not in told
     ]
     return ", ".join([f"{channels} channels", *others] if channels else others)

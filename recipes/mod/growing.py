@@ -24,7 +24,7 @@ from chansurg.surgery.survey.kinds import function_name, is_layout_change, is_ne
 
 @dataclass(frozen=True)
 class Moved:
-    """What is inside the module ``old``, as it is called inside its copy ``new``."""
+    """What is inside the module ``old``, as it is called inside its copy ``new``; with two empty paths everything is where it was."""
 
     old: str
     new: str

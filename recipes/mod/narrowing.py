@@ -72,6 +72,9 @@ class _Keeping:
     def every(self) -> list[tuple[Space, Indices]]:
         """All spaces with the channels that stay."""
         spaces = self._site.spaces.all
+        for member in (member for space in spaces for member in space.members if member.side == "parameter"):
+            if (reason := _reason_against(self._survey, self._site, member, Narrow(member.path, None, (0,)))) is not None:
+                raise NoSite(f"{member.path} cannot become narrower: {reason}")
         for space in spaces:
             if len(found := {self._width(member) for member in space.members}) > 1:
                 raise NoSite(f"the widths inside it do not agree: {' and '.join(map(str, sorted(found)))}")

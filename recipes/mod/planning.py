@@ -112,36 +112,34 @@ class _Draft:
     def _convert_block(self, numbered: NumberedStage, number: int, block: Block, copy: str | None, every: bool) -> None:
         """Convert one block, or with ``copy`` what stands at that path, which is a copy of the block."""
         chosen = self._options.takes_stage(numbered.number) and self._options.takes_block(number)
-        moved = None if copy is None else Moved(self._grown[numbered.number].path, copy)
-        path = block.path if moved is None else moved.path(block.path)
-        if not chosen or number == 1:
-            if every:
-                left_out = f"the options leave block {number} of stage {numbered.number} out"
-                self.skipped.append(Skip(path, "it is the first block of its stage" if number == 1 else left_out))
+        moved = Moved("", "") if copy is None else Moved(self._grown[numbered.number].path, copy)
+        path = moved.path(block.path)
+        if not every and (not chosen or number == 1):
             return
         try:
+            if number == 1:
+                raise NoSite("it is the first block of its stage")
             site = block_site(self._survey, numbered.region, block)
+            if not chosen:
+                raise NoSite(f"the options leave block {number} of stage {numbered.number} out")
             k = max(1, site.in_channels // self._c)
-            narrowed, routed = narrow_edits(self._survey, site, k), self._route(site, k)
+            narrowed, routed = narrow_edits(self._survey, site, k), self._route(site, k, moved.path(site.closes.owner))
         except NoSite as reason:
             # Several blocks of one module's code would go by the same path.
             self.skipped.append(Skip(path_of(block.exit) if is_routed(block) else path, str(reason)))
             return
-        detail: dict[str, Any] = {"stage": numbered.number, "block": number, "in_channels": site.in_channels, "selected": k}
-        if moved is not None:
-            narrowed, routed = [moved.narrow(edit) for edit in narrowed], moved.route(routed)
-            detail["copy_of"] = block.path
-        self._narrowed += narrowed
-        self._routed.append(routed)
-        self._names.update((routed.closes.owner, name) for name in (routed.name, routed.fusion_name))
-        self.signatures[routed.closes.owner] = self._survey.signature(numbered.region, site.closes.owner)
-        self.sites.append(Site(path, block.kind, detail))
+        self._narrowed += [moved.narrow(edit) for edit in narrowed]
+        self._routed.append(moved.route(routed))
+        self.signatures[moved.path(site.closes.owner)] = self._survey.signature(numbered.region, site.closes.owner)
+        detail = {"stage": numbered.number, "block": number, "in_channels": site.in_channels, "selected": k}
+        self.sites.append(Site(path, block.kind, detail if copy is None else {**detail, "copy_of": block.path}))
 
     @property
     def _c(self) -> int:
         return self._options.c if isinstance(self._options.c, int) else first_width(list(self._stages))
 
-    def _route(self, site: BlockSite, k: int) -> Route:
+    def _route(self, site: BlockSite, k: int, owner: str) -> Route:
+        """The way round a block; ``owner`` is the module that gets the new layers, which may be a copy of the site's."""
         options = self._options
         selector = LayerSpec(
             "mod.ChannelSelector",
@@ -156,11 +154,13 @@ class _Draft:
         )
         fusion = LayerSpec("mod.Fusion", {"fuse": options.fuse, "inplace": site.inplace, "channel_dim": site.channel_dim})
         stem = site.into[0].operation.removeprefix("self.").replace(".", "_").strip("_")
-        selector_name, fusion_name = (self._free_name(site.closes.owner, f"{stem}_{role}") for role in ("selector", "fusion"))
+        selector_name, fusion_name = (self._free_name(owner, site, f"{stem}_{role}") for role in ("selector", "fusion"))
         return Route(site.into, site.closes, site.passing, selector_name, selector, fusion_name, fusion)
 
-    def _free_name(self, owner: str, name: str) -> str:
+    def _free_name(self, owner: str, site: BlockSite, name: str) -> str:
         """The name, numbered where it is taken."""
-        module = self._survey.original.get_submodule(owner)
+        module = self._survey.original.get_submodule(site.closes.owner)
         names = (name if number == 1 else f"{name}{number}" for number in itertools.count(1))
-        return next(found for found in names if not hasattr(module, found) and (owner, found) not in self._names)
+        free = next(found for found in names if not hasattr(module, found) and (owner, found) not in self._names)
+        self._names.add((owner, free))
+        return free
