@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import pickle
 import random
 from pathlib import Path
@@ -213,6 +214,22 @@ def test_compiles_and_exports_whole(options: dict[str, Any]) -> None:
     torch.testing.assert_close(compiled(few), layer(few), rtol=0, atol=1e-5)
     exported = torch.export.export(layer, (few,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     torch.testing.assert_close(exported(many), layer(many), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"bias": True}, {"weights": "shuffled", "paths": 3, "groups": 16, "folds": 4}])
+def test_onnx_runtime_computes_the_same_for_any_number_of_images(options: dict[str, Any]) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    layer = build(16, 16, 3, **options)
+    free = ({0: torch.export.Dim("batch")},)
+    program = torch.onnx.export(layer, (torch.randn(2, 16, 5, 4),), dynamic_shapes=free, dynamo=True, verbose=False)
+    buffer = io.BytesIO()
+    program.save(buffer)
+    session = runtime.InferenceSession(buffer.getvalue())
+    for batch_size in (1, 2, 7):
+        x = torch.randn(batch_size, 16, 5, 4)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), layer(x), rtol=1e-5, atol=1e-5)
 
 
 def test_copies_and_state() -> None:
