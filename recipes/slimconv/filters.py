@@ -96,8 +96,11 @@ class _Filters:
         self._out_group = conv.out_channels // conv.groups
         weight = conv.weight.detach()
         shape = (conv.out_channels, self._in_group)
-        self._squares = torch.zeros(shape, device="cpu") if weight.is_meta else weight.float().flatten(2).square().sum(2).cpu()
-        self._left = torch.ones(conv.out_channels, dtype=torch.bool, device="cpu")
+        squares = torch.zeros(shape, device="cpu") if weight.is_meta else weight.float().flatten(2).square().sum(2).cpu()
+        # A depthwise convolution has a group for every channel, and numpy is the quicker with many small arrays.
+        self._squares = squares.numpy()
+        self._strength = squares.reshape(conv.groups, self._out_group, self._in_group).sum(1).tolist()
+        self._left = [True] * conv.out_channels
 
     def take(self, folded: Indices, part: Part) -> list[_Row] | None:
         """The filters of a path that sees the channels ``folded``, each with the slices it keeps; ``None`` where there are not enough."""
@@ -115,14 +118,13 @@ class _Filters:
         candidates: list[tuple[float, int, Indices]] = []
         for group, slices in self._fitting(folded):
             first = group * self._out_group
-            own = slice(first, first + self._out_group)
-            scores = self._squares[own][:, list(slices)].sum(1).tolist()
-            left = self._left[own].tolist()
-            candidates += [(-score, first + i, slices) for i, score in enumerate(scores) if left[i]]
+            scores = self._squares[first : first + self._out_group, slices].sum(1).tolist()
+            candidates += [(-score, first + i, slices) for i, score in enumerate(scores) if self._left[first + i]]
         if len(candidates) < wanted:
             return None
         rows = sorted((row, slices) for _, row, slices in sorted(candidates)[:wanted])
-        self._left[[row for row, _ in rows]] = False
+        for row, _ in rows:
+            self._left[row] = False
         return rows
 
     def _fitting(self, folded: Indices) -> Iterator[tuple[int, Indices]]:
@@ -132,6 +134,5 @@ class _Filters:
         for group in dict.fromkeys(group for group, _ in places[0]):
             positions = [[position for of, position in place if of == group] for place in places]
             if all(positions):
-                own = slice(group * self._out_group, (group + 1) * self._out_group)
-                strength = self._squares[own].sum(0).tolist()
+                strength = self._strength[group]
                 yield group, tuple(max(choice, key=lambda p: (strength[p], -p)) for choice in positions)
