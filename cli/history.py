@@ -80,8 +80,9 @@ def _show_entry(report: Report, number: int, entry: Entry) -> None:
     if report.verbose:
         for edit in entry.edits:
             report.out.print(f"   {edit.op:<7} {edit.path}", soft_wrap=True)
-        renamed = [name for name in entry.sources if name not in set(entry.sliced)]
-        for kind, names in (("kept", renamed), ("sliced", entry.sliced), ("new", entry.new), ("removed", entry.removed)):
+        sliced = set(entry.sliced)
+        handed_on = [name for name in entry.sources if name not in sliced]
+        for kind, names in (("kept", handed_on), ("sliced", entry.sliced), ("new", entry.new), ("removed", entry.removed)):
             for name in names:
                 source = f" (from {entry.sources[name]})" if name in entry.sources else ""
                 report.out.print(f"   {kind:<7} {name}{source}", soft_wrap=True)

@@ -257,3 +257,15 @@ def test_a_terminal_of_80_columns_breaks_no_word(cli: Cli, monkeypatch: pytest.M
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     Report(as_json=True).result({"a": float("nan"), "b": [float("inf"), 1.5]}, line="", show=lambda: None)
     assert capsys.readouterr().out == '{"a": null, "b": [null, 1.5]}\n'
+
+
+def test_history_says_what_copied_and_inherited_tensors_started_as(cli: Cli) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "stacked-schema3.safetensors"
+    first = cli("history", golden, "--json").document["journal"][0]["tensors"]
+    shown, told = (cli("history", golden, *more).out for more in ((), ("-v",)))
+    counts = f"{first['kept']} kept, {len(first['sliced'])} sliced, {len(first['new'])} new, {len(first['removed'])} removed"
+    assert f"tensors: {counts}; {len(first['sources'])} taken from other layers" in shown
+    assert "kept    blocks.4.conv1.weight (from blocks.2.conv1.weight)" in told
+    assert "sliced  blocks.0.conv2.top.weight (from blocks.0.conv2.weight)" in told
+    assert "route   blocks.1.conv1_selector" in told
+    assert "(from" not in shown
