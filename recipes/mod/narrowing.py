@@ -9,7 +9,7 @@ where its new width is a multiple of them; else as few as the new width can be d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -21,7 +21,6 @@ from chansurg.surgery.keeping import Indices, filter_norms, slice_norms, stronge
 from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.survey import Survey
 from chansurg.surgery.survey.channels import Member, Space
-from chansurg.surgery.survey.kinds import conv_of
 
 
 def narrow_edits(survey: Survey, site: BlockSite, k: int) -> list[Narrow]:
@@ -30,14 +29,12 @@ def narrow_edits(survey: Survey, site: BlockSite, k: int) -> list[Narrow]:
     Raises:
         NoSite: where something in it cannot become that narrow.
     """
-    kept = _Keeping(survey, site, k).every()
     found: dict[str, tuple[Member, Narrow]] = {}
-    for space, channels in kept:
+    for space, channels in _Keeping(survey, site, k).every():
         for member in space.members:
             narrow = found[member.path][1] if member.path in found else Narrow(member.path)
-            inputs = channels if member.side == "in" else narrow.in_channels
-            outputs = narrow.out_channels if member.side == "in" else channels
-            found[member.path] = member, Narrow(member.path, inputs, outputs)
+            side = {"in_channels" if member.side == "in" else "out_channels": channels}
+            found[member.path] = member, replace(narrow, **side)  # type: ignore[arg-type]
     for member, narrow in found.values():
         if (reason := _reason_against(survey, site, member, narrow)) is not None:
             raise NoSite(f"{member.path} cannot become narrower: {reason}")
@@ -70,11 +67,8 @@ class _Keeping:
         self._kept: dict[int, Indices] = {}
 
     def every(self) -> list[tuple[Space, Indices]]:
-        """All spaces with the channels that stay."""
+        """The spaces that become narrower, with the channels that stay."""
         spaces = self._site.spaces.all
-        for member in (member for space in spaces for member in space.members if member.side == "parameter"):
-            if (reason := _reason_against(self._survey, self._site, member, Narrow(member.path, None, (0,)))) is not None:
-                raise NoSite(f"{member.path} cannot become narrower: {reason}")
         for space in spaces:
             if len(found := {self._width(member) for member in space.members}) > 1:
                 raise NoSite(f"the widths inside it do not agree: {' and '.join(map(str, sorted(found)))}")
@@ -84,7 +78,7 @@ class _Keeping:
         for space in spaces:
             if space.members and id(space) not in self._kept:
                 self._kept[id(space)] = strongest([self._norms(space)], self._new_width(space), self._total(space), 1)
-        return [(space, self._kept[id(space)]) for space in spaces if space.members]
+        return [(space, self._kept[id(space)]) for space in spaces if space.members and len(self._kept[id(space)]) < self._total(space)]
 
     def _grouped(self, spaces: tuple[Space, ...]) -> Iterator[_Grouped]:
         ends = {(member.path, member.side): space for space in spaces for member in space.members}
@@ -108,21 +102,21 @@ class _Keeping:
     def _division(self, grouped: _Grouped, groups: int, sizes: tuple[int, int]) -> tuple[int, int, int]:
         """How many groups stay, and how many inputs and outputs of each: for the largest widths, up to the wanted ones, that allow it."""
         wanted = self._new_width(grouped.inputs), self._new_width(grouped.outputs)
-        fixed = [space in (self._site.spaces.entry, self._site.spaces.exit) for space in (grouped.inputs, grouped.outputs)]
-        same = sizes[0] == sizes[1]
-        for inputs in range(wanted[0], 0 if not fixed[0] else wanted[0] - 1, -1):
-            for outputs in range(wanted[1], 0 if not fixed[1] else wanted[1] - 1, -1):
-                if same and wanted[0] == wanted[1] and inputs != outputs:
-                    continue
+        least = [width if self._is_end(space) else 1 for space, width in zip((grouped.inputs, grouped.outputs), wanted, strict=True)]
+        alike = sizes[0] == sizes[1] and wanted[0] == wanted[1]
+        for inputs in range(wanted[0], least[0] - 1, -1):
+            for outputs in (inputs,) if alike else range(wanted[1], least[1] - 1, -1):
                 for count in range(1, min(groups, inputs, outputs) + 1):
                     if inputs % count == outputs % count == 0 and inputs // count <= sizes[0] and outputs // count <= sizes[1]:
                         return count, inputs // count, outputs // count
         raise NoSite(f"{groups} groups cannot be divided for {wanted[0]} of {sizes[0] * groups} channels")
 
     def _new_width(self, space: Space) -> int:
-        if space is self._site.spaces.entry or space is self._site.spaces.exit:
-            return self._k
-        return max(1, self._total(space) * self._k // self._site.in_channels)
+        return self._k if self._is_end(space) else max(1, self._total(space) * self._k // self._site.in_channels)
+
+    def _is_end(self, space: Space) -> bool:
+        """Whether the space's width is that of what goes into the branch, or comes out of it."""
+        return space is self._site.spaces.entry or space is self._site.spaces.exit
 
     def _total(self, space: Space) -> int:
         return self._width(space.members[0])
@@ -137,14 +131,12 @@ class _Keeping:
 
     def _norms(self, space: Space) -> torch.Tensor | None:
         """How much each channel matters: the norm of its filters; where nothing in the branch makes it, of the slices that read it."""
-        made = [filter_norms(self._module(m)) for m in space.members if m.side == "out"]
-        read = [slice_norms(self._module(m)) for m in space.members if m.side == "in"]
-        alone = [filter_norms(self._module(m)) for m in space.members if m.side == "both" and conv_of(m.node) is not None]
+        layers = [(m.side, self._survey.original.get_submodule(m.path)) for m in space.members if m.side != "parameter"]
+        made = [filter_norms(layer) for side, layer in layers if side == "out"]
+        read = [slice_norms(layer) for side, layer in layers if side == "in"]
+        alone = [filter_norms(layer) for side, layer in layers if isinstance(layer, nn.modules.conv._ConvNd)]
         found = [norm for norm in made or read or alone if norm is not None]
         return torch.stack([norm.cpu() for norm in found]).norm(dim=0) if found else None
-
-    def _module(self, member: Member) -> nn.Module:
-        return self._survey.original.get_submodule(member.path)
 
     @staticmethod
     def _or_first(norms: torch.Tensor | None, channels: int) -> torch.Tensor:

@@ -101,7 +101,7 @@ def first_width(stages: list[NumberedStage]) -> int:
         return block.shape[0]
     shape = shape_of(block.entry)
     assert shape is not None
-    return shape[branch_spaces(block, stages[0].region.path).axis]
+    return shape[branch_spaces(block, stages[0].region).axis]
 
 
 def block_site(survey: Survey, region: Region, block: Block) -> BlockSite:
@@ -126,7 +126,7 @@ def block_site(survey: Survey, region: Region, block: Block) -> BlockSite:
         raise NoSite("its first dimension is not the batch" if known else "whether its first dimension is the batch is not known")
     if shape[1:] != block.shape:
         raise NoSite(f"it takes {_size(shape[1:])} and puts out {_size(block.shape)}")
-    spaces = branch_spaces(block, region.path)
+    spaces = branch_spaces(block, region)
     if spaces.blocker is not None:
         raise NoSite(f"its branch cannot become narrow: {spaces.blocker}")
     closes, into = _calls(survey, region, block)

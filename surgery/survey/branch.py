@@ -7,15 +7,18 @@ through. Here parameters that no layer holds count too, such as the scale that e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 
 from chansurg.surgery.edits.places import join_path
 from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.survey.blocks import Block
 from chansurg.surgery.survey.channels import ChannelSpaces, Member, Space
-from chansurg.surgery.survey.kinds import conv_of, function_name, is_activation, linear_of, module_of, path_of, shape_of, tensor_inputs
+from chansurg.surgery.survey.kinds import function_name, is_activation, is_elementwise, module_of, path_of, shape_of, tensor_inputs
+from chansurg.surgery.survey.regions import Region
 
 _SHAPING = frozenset(("view", "reshape", "unsqueeze"))
 _REDUCING = frozenset(("mean", "sum", "amax", "amin", "norm"))
@@ -48,23 +51,23 @@ class BranchSpaces:
         return next((reason for space in self.all for reason in space.blockers), None)
 
 
-def branch_spaces(block: Block, region_path: str) -> BranchSpaces:
+def branch_spaces(block: Block, region: Region) -> BranchSpaces:
     """The spaces of a block's branch.
 
     Args:
         block: whose branch is closed: what is computed in it is read in it, or by its exit.
-        region_path: of the region that it lies in.
+        region: that it lies in.
     """
     shape = shape_of(block.entry)
     axes = (1,) if shape is None or len(shape) < 3 else (1, -1)
-    found = [_spaces(block, region_path, axis) for axis in axes]
+    found = [_spaces(block, region, axis) for axis in axes]
     return next((spaces for spaces in found if spaces.blocker is None), found[0])
 
 
-def _spaces(block: Block, region_path: str, axis: int) -> BranchSpaces:
+def _spaces(block: Block, region: Region, axis: int) -> BranchSpaces:
     last = next(node for node in reversed(block.branch) if block.exit in (node, *node.users))
     inside = {*block.branch, block.exit}
-    spaces = _BranchChannels(block, axis, region_path)
+    spaces = _BranchChannels(block, axis, region)
     entry, exit_space = spaces.after(block.entry), spaces.after(last)
     interior = [space for space in spaces.every() if space is not entry and space is not exit_space]
     open_ends = [node for node in block.branch if node is not block.exit and any(user not in inside for user in node.users)]
@@ -76,9 +79,9 @@ def _spaces(block: Block, region_path: str, axis: int) -> BranchSpaces:
 class _BranchChannels(ChannelSpaces):
     """Channel spaces of a branch alone, whose input may have any width."""
 
-    def __init__(self, block: Block, axis: int, region_path: str) -> None:
+    def __init__(self, block: Block, axis: int, region: Region) -> None:
         self._entry, self._entry_axis = block.entry, axis
-        self._region_path = region_path
+        self._region = region
         super().__init__([block.entry, *block.branch])
 
     def _visit(self, node: fx.Node) -> None:
@@ -118,27 +121,46 @@ class _BranchChannels(ChannelSpaces):
     def _parameters_of(self, node: fx.Node) -> None:
         """Take the parameters that an elementwise operation combines channels with into the space, where they have one entry for each."""
         shape, axis = shape_of(node), self._axis.get(node)
-        if conv_of(node) is not None or linear_of(node) is not None or shape is None or axis is None or module_of(node) is not None:
+        if module_of(node) is not None or shape is None or axis is None:
             return
         for source in node.all_input_nodes:
-            held = source
             if tensor_inputs(source):
                 continue
-            while function_name(held) in _SHAPING and held.all_input_nodes and _fits_any_width(held, shape[axis]):
-                held = held.all_input_nodes[0]
-            if held.op == "get_attr" and set(shape_of(held) or ()) <= {1}:
-                continue
-            if held.op == "get_attr":
-                path = join_path(self._region_path, str(held.target))
-                self._members.append((node, Member(path, "parameter", held)))
-            elif shape_of(source) not in (None, ()):
-                self._block([node], f"it is combined with a constant at {path_of(node)}")
+            if not _lies_along(shape_of(source), axis % len(shape) - len(shape)):
+                self._block([node], f"what it is combined with at {path_of(node)} does not lie along its channels")
+            for held in self._held(source, shape[axis]):
+                tensor = None if held is None else self._tensor(held)
+                if held is None or tensor is None or (tensor.numel() > 1 and not isinstance(tensor, nn.Parameter)):
+                    self._block([node], f"it is combined with a constant at {path_of(node)}")
+                elif tensor.numel() > 1:
+                    path = join_path(self._region.path, str(held.target))
+                    self._members.append((node, Member(path, "parameter", held)))
+
+    def _held(self, node: fx.Node, channels: int) -> Iterator[fx.Node | None]:
+        """The tensors of modules that a constant expression is made of; ``None`` for a part that would not fit another width."""
+        if node.op == "get_attr":
+            yield node
+            return
+        if not (is_elementwise(node) or (function_name(node) in _SHAPING and _fits_any_width(node, channels))):
+            yield None
+        for source in node.all_input_nodes:
+            yield from self._held(source, channels)
+
+    def _tensor(self, node: fx.Node) -> torch.Tensor | None:
+        owner, _, name = str(node.target).rpartition(".")
+        found = getattr(self._region.root.get_submodule(owner), name, None)
+        return found if isinstance(found, torch.Tensor) else None
 
 
 def _fits_any_width(node: fx.Node, channels: int) -> bool:
     """Whether a reshape names no number of channels."""
     sizes = [size for arg in node.args[1:] for size in (arg if isinstance(arg, (tuple, list)) else (arg,))]
     return function_name(node) == "unsqueeze" or channels == 1 or channels not in sizes
+
+
+def _lies_along(shape: tuple[int, ...] | None, dim: int) -> bool:
+    """Whether a tensor has no dimension of more than one entry but ``dim``, counted from behind."""
+    return shape is not None and all(size == 1 or place == dim for place, size in enumerate(shape, -len(shape)))
 
 
 def _parameters(module: nn.Module | None) -> list[nn.Parameter]:

@@ -228,7 +228,7 @@ def conv(**options: Any) -> nn.Module:
         (lambda: Branch(nn.Sequential(conv(), nn.GroupNorm(4, 16))), "2.branch.1 normalises over groups of channels"),
         (lambda: Branch(Halves()), "its channels go through split at"),
         (lambda: Branch(nn.Sequential(conv(), nn.PReLU(16), conv())), "2.branch.1 cannot become narrower"),
-        (lambda: Branch(Scaled(16, 32, 32)), "2.branch.scale cannot become narrower"),
+        (lambda: Branch(Scaled(16, 32, 32)), "what it is combined with at 2.branch:operator.mul does not lie along its channels"),
         (lambda: Branch(nn.utils.parametrizations.weight_norm(conv())), "2.branch cannot become narrower"),
     ],
 )
