@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from networks.small import Basic, Small
 from torch import Tensor, nn
 
@@ -245,3 +247,48 @@ def test_it_stacks_with_other_recipes(first: str, second: str, tmp_path: Path) -
     with torch.no_grad():
         assert torch.equal(loaded(x), both.eval()(x))
     assert [entry.recipe for entry in chansurg.record_of(loaded).journal] == [first, second]
+
+
+class Selecting(nn.Module):
+    """A convolution of which only some output channels are handed on."""
+
+    def __init__(self, conv: nn.Module, kept: list[int]) -> None:
+        super().__init__()
+        self.conv = conv
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)[:, self.kept]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf"])
+def test_everything_behind_a_slim_convolution_reads_the_channels_in_their_new_order(name: str) -> None:
+    """With the convolutions back in place, and only the kept channels handed on, it is the original with the others unread."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, weights=None)
+    network.train()(torch.randn(4, 3, 64, 64))
+    network.eval()
+    planned = chansurg.plan(network, "slimconv", input_size=(3, 64, 64))
+    new = chansurg.apply(network, planned, input_size=(3, 64, 64))
+    kept: dict[str, dict[tuple[bool, int], int]] = {}
+    for edit in planned.edits:
+        if isinstance(edit, Inherit) and edit.tensor.endswith(".weight"):
+            is_bottom = ".bottom." in edit.tensor
+            path = edit.tensor.partition(".bottom." if is_bottom else ".top.")[0]
+            filters = edit.slices[0] or ()
+            rows = range(len(filters)) if edit.rows is None else edit.rows
+            kept.setdefault(path, {}).update(zip(((is_bottom, row) for row in rows), filters, strict=True))
+    for site in planned.sites:
+        parent, _, child = site.path.rpartition(".")
+        in_order = [filter_ for _, filter_ in sorted(kept[site.path].items())]
+        setattr(new.get_submodule(parent), child, Selecting(network.get_submodule(site.path), in_order))
+    unread = copy.deepcopy(network)
+    for edit in planned.edits:
+        if isinstance(edit, Narrow) and edit.in_channels is not None:
+            weight = unread.get_submodule(edit.path).weight
+            with torch.no_grad():
+                weight[:, [i for i in range(weight.shape[1]) if i not in edit.in_channels]] = 0
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(new(x), unread(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(new(x), network(x), rtol=1e-3)
