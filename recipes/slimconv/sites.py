@@ -9,7 +9,7 @@ Source: SlimConv, Sec. III-B and IV-A, Figure 4.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -73,13 +73,13 @@ def slim_sites(survey: Survey, *, every: bool = False, without: Collection[str] 
     skipped: list[Skip] = []
     for region in survey.regions:
         stem = _stem(survey, region)
-        candidates: dict[fx.Node, Space] = {}
+        candidates: list[fx.Node] = []
         reasons: dict[fx.Node, str] = {}
         for node in region.nodes:
             if _is_spatial(node):
                 reason = "it is the stem" if node in stem else _against_layer(survey, region, node)
                 if reason is None and path_of(node) not in without:
-                    candidates[node] = Space()
+                    candidates.append(node)
             else:
                 reason = _no_candidate(node) if every else None
             if reason is not None:
@@ -87,17 +87,15 @@ def slim_sites(survey: Survey, *, every: bool = False, without: Collection[str] 
         # What one cannot do decides for others: a depthwise convolution that stays ties its output to its input.
         while True:
             spaces = ChannelSpaces(region.nodes, dividing=[node for node in candidates if is_depthwise(_conv(node))])
-            candidates = {node: spaces.after(node) for node in candidates}
-            refused = {
-                node: reason for node, space in candidates.items() if (reason := _against_space(survey, region, node, space, candidates))
-            }
+            behind = {node: spaces.after(node) for node in candidates}
+            refused = {node: reason for node in behind if (reason := _against_space(survey, region, node, behind)) is not None}
             if not refused:
                 break
             reasons |= refused
-            candidates = {node: space for node, space in candidates.items() if node not in refused}
+            candidates = [node for node in candidates if node not in refused]
         for node in region.nodes:
-            if node in candidates:
-                members = tuple(member for member in candidates[node].members if member.node is not node)
+            if node in behind:
+                members = tuple(member for member in behind[node].members if member.node is not node)
                 sites.append(SlimSite(region, node, members))
             elif node in reasons:
                 skipped.append(Skip(path_of(node), reasons[node]))
@@ -111,21 +109,23 @@ def _conv(node: fx.Node) -> nn.Module:
 
 
 def _stem(survey: Survey, region: Region) -> set[fx.Node]:
-    """The first convolution, and in a residual network every full one ahead of the first block (Table III's DLA-46-C counts so)."""
+    """The first convolution; in a residual network every full one in a chain up to the first block (Table III's DLA-46-C counts so)."""
     found = stems(region.nodes, survey.input_size[0], whole=region.path == "")
     order = {node: index for index, node in enumerate(region.nodes)}
     entries = [block.entry for block in survey.blocks(region)]
-    queue = [min(entries, key=order.__getitem__)] if found and entries else []
-    seen = set(queue)
-    while queue:
-        node = queue.pop()
+    if not found or not entries:
+        return found
+    node, chain = min(entries, key=order.__getitem__), set()
+    while True:
         conv = conv_of(node)
         if conv is not None and conv.groups == 1:
-            found.add(node)
-        ahead = [source for source in tensor_inputs(node) if source not in seen]
-        seen.update(ahead)
-        queue += ahead
-    return found
+            chain.add(node)
+        ahead = tensor_inputs(node)
+        if len(ahead) != 1:
+            break
+        node = ahead[0]
+    # Where branches meet ahead of the first block, more than a stem is there.
+    return found | chain if node.op == "placeholder" else found
 
 
 def _is_spatial(node: fx.Node) -> bool:
@@ -161,8 +161,9 @@ def _against_layer(survey: Survey, region: Region, node: fx.Node) -> str | None:
     return reason
 
 
-def _against_space(survey: Survey, region: Region, node: fx.Node, space: Space, candidates: Collection[fx.Node]) -> str | None:
-    """Why what a convolution puts out cannot shrink."""
+def _against_space(survey: Survey, region: Region, node: fx.Node, behind: Mapping[fx.Node, Space]) -> str | None:
+    """Why what a convolution puts out cannot shrink; ``behind`` has the space behind every candidate."""
+    space = behind[node]
     if space.blockers:
         return f"its output cannot shrink: {space.blockers[0]}"
     for member in space.members:
@@ -171,7 +172,7 @@ def _against_space(survey: Survey, region: Region, node: fx.Node, space: Space, 
         # The last layer of squeeze-and-excitation works on pooled vectors, and shrinks along.
         if member.side == "out" and not is_pooled(member.node):
             return "its output is added to that of other layers (a shortcut, or another branch)"
-        if member.side == "in" and member.node in candidates:
+        if member.side == "in" and member.node in behind:
             continue
         original = survey.original.get_submodule(member.path)
         reason = survey.uneditable(region, member.node, replaces=True) or reason_against(original, None, None)

@@ -186,8 +186,9 @@ class ChannelSpaces:
 
     def _elementwise(self, node: fx.Node, sources: list[fx.Node]) -> None:
         axes = {self._axis[source] for source in sources if source in self._axis}
-        shape = shape_of(node)
-        if len(axes) > 1 or shape is None:
+        shape, module = shape_of(node), module_of(node)
+        has_numbers = module is not None and any(parameter.numel() > 1 for parameter in module.parameters())  # as a PReLU may
+        if len(axes) > 1 or shape is None or has_numbers:
             self._unknown(node, sources)
             return
         axis = next(iter(axes), None)

@@ -169,6 +169,8 @@ def spatial(**options: Any) -> nn.Conv2d:
         (spatial(), nn.GroupNorm(4, 16), "its output cannot shrink: behind normalises over groups of channels"),
         (spatial(), nn.InstanceNorm2d(16), "behind, which takes its output, cannot become narrower: InstanceNorm2d has no rule"),
         (spatial(), Splitting(), "its output cannot shrink: its channels go through chunk at behind"),
+        (spatial(), nn.PReLU(), None),
+        (spatial(), nn.PReLU(16), "its output cannot shrink: its channels go through PReLU at behind"),
         (spatial(), nn.PixelShuffle(1), "its output cannot shrink: its channels go through PixelShuffle"),
         (spatial(), nn.ConvTranspose2d(16, 16, 3), "its output cannot shrink: its channels go through ConvTranspose2d"),
         (nn.utils.parametrizations.weight_norm(spatial()), nn.ReLU(), "its weight is computed from other"),
