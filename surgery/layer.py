@@ -38,7 +38,8 @@ class Moment:
 class RecipeLayer(nn.Module):
     """A layer of a recipe: one call when traced, built from plain arguments, initialised reproducibly.
 
-    A subclass takes JSON values only, so that a journal can build it again, and constructs on the meta device.
+    A subclass takes JSON values only, so that a journal can build it again, and constructs on the meta device. It gives one tensor, or a
+    tuple of them, whose channels nobody else can then follow.
     """
 
     no_weight_decay: frozenset[str] = frozenset()
