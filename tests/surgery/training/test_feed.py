@@ -14,10 +14,10 @@ from torchvision.transforms.v2 import functional
 
 from chansurg.surgery.architecture import Preprocessing
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.training.augmentation import PRESETS, Augmentation, Cifar, ImageNet, augmentation
-from chansurg.surgery.training.data import evaluation_transform
+from chansurg.surgery.images.augmentation import PRESETS, Augmentation, Cifar, ImageNet, augmentation
+from chansurg.surgery.images.classified import evaluation_transform
+from chansurg.surgery.images.library import LabelledImages, open_images
 from chansurg.surgery.training.image_feed import ImageFeed, in_order
-from chansurg.surgery.training.library_images import LabelledImages, open_images
 from chansurg.surgery.training.ordering import Course
 from chansurg.surgery.training.seeding import seeds_of
 from chansurg.surgery.training.settings import Settings

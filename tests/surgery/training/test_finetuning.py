@@ -91,7 +91,7 @@ def test_the_first_step_is_that_of_a_plain_loop(tree: Path) -> None:
     tuned = finetune(model, tree, epochs=1, batch_size=24, lr=0.1, weight_decay=0.0, augment="none", nesterov=False)
     from torchvision import datasets
 
-    from chansurg.surgery.training.data import evaluation_transform
+    from chansurg.surgery.images.classified import evaluation_transform
 
     images = datasets.ImageFolder(str(tree / "train"), transform=evaluation_transform(chansurg.record_of(model).preprocessing))
     batch, labels = (torch.stack([x for x, _ in images]), torch.tensor([y for _, y in images]))
