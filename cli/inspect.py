@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any
 
 from rich.text import Text
@@ -53,23 +52,20 @@ def _show(report: Report, model: str, document: Mapping[str, Any]) -> None:
         report.say(f"in none of these counts: {', '.join(document['uncounted'])}", style="dim")
     for reason, paths in by_reason(document["untraced"]).items():
         report.say(f"not traced: {path_list(paths, limit=None if report.verbose else 3)}: {reason}", style="yellow")
-    _show_stages(report, document["stages"], document["blocks"])
+    _show_stages(report, document["stages"])
     for recipe, sites in document["sites"].items():
         _show_sites(report, recipe, sites)
         show_skipped(report, document["skipped"].get(recipe, []))
 
 
-def _show_stages(report: Report, stages: list[dict[str, Any]], blocks: list[dict[str, Any]]) -> None:
+def _show_stages(report: Report, stages: list[dict[str, Any]]) -> None:
     if not stages:
         return
     table = grid("stage", ">blocks", "kind", ">output", "where")
-    following = iter(blocks)
     for number, stage in enumerate(stages, 1):
-        inside = list(islice(following, stage["blocks"]))
-        kinds = ", ".join(dict.fromkeys(str(block["kind"]) for block in inside))
-        first, last = inside[0]["path"] or "(top)", inside[-1]["path"] or "(top)"
+        first, last = stage["first"] or "(top)", stage["last"] or "(top)"
         where = first if first == last else f"{first} … {last}"
-        table.add_row(str(number), str(len(inside)), kinds, "x".join(map(str, stage["shape"])), where)
+        table.add_row(str(number), str(stage["blocks"]), ", ".join(stage["kinds"]), "x".join(map(str, stage["shape"])), where)
     report.out.print()
     report.out.print(table)
 

@@ -13,6 +13,8 @@ from chansurg.surgery.journal import Record
 from chansurg.surgery.plan import Site, Skip
 from chansurg.surgery.recipe import installed_recipes
 from chansurg.surgery.survey import survey
+from chansurg.surgery.survey.blocks import Stage
+from chansurg.surgery.survey.kinds import path_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Inspection:
         record: its papers.
         counts: at the record's input size, batch of one.
         blocks: residual blocks: ``{"path", "kind", "shape"}``.
-        stages: runs of blocks of one shape: ``{"shape", "blocks"}``.
+        stages: runs of blocks of one shape: ``{"shape", "blocks", "kinds", "first", "last"}``, the last two being paths; a first block
+            without an addition is told by the path of its first layer.
         regions: paths of the parts that could be traced; ``""`` is the whole network.
         untraced: parts that could not, with the reason.
         sites: recipe -> where it applies.
@@ -77,11 +80,15 @@ def inspect(model: nn.Module, *, input_size: tuple[int, ...] | None = None) -> I
             for region in surveyed.regions
             for block in surveyed.blocks(region)
         ],
-        stages=[
-            {"shape": list(stage.shape), "blocks": stage.depth} for region in surveyed.regions for stage in surveyed.stages(region)
-        ],
+        stages=[_described(stage) for region in surveyed.regions for stage in surveyed.stages(region)],
         regions=[region.path for region in surveyed.regions],
         untraced=[Skip(path, reason) for path, reason in surveyed.untraced.items()],
         sites={name: sites for name, (sites, _) in found.items()},
         skipped={name: skips for name, (_, skips) in found.items()},
     )
+
+
+def _described(stage: Stage) -> dict[str, Any]:
+    paths = [*(path_of(node) for node in stage.opening[:1]), *(block.path for block in stage.blocks)]
+    kinds = list(dict.fromkeys(block.kind for block in stage.blocks))
+    return {"shape": list(stage.shape), "blocks": stage.depth, "kinds": kinds, "first": paths[0], "last": paths[-1]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from chansurg.recipes.mod.growing import Growth, Moved, growths
@@ -134,9 +135,9 @@ class _Draft:
         detail = {"stage": numbered.number, "block": number, "in_channels": site.in_channels, "selected": k}
         self.sites.append(Site(path, block.kind, detail if copy is None else {**detail, "copy_of": block.path}))
 
-    @property
+    @cached_property
     def _c(self) -> int:
-        return self._options.c if isinstance(self._options.c, int) else first_width(list(self._stages))
+        return self._options.c if isinstance(self._options.c, int) else first_width(self._stages)
 
     def _route(self, site: BlockSite, k: int, owner: str) -> Route:
         """The way round a block; ``owner`` is the module that gets the new layers, which may be a copy of the site's."""

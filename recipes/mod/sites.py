@@ -6,7 +6,7 @@ input has to pass it by unchanged, and one module's code has to see both where t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -87,21 +87,20 @@ def numbered_stages(survey: Survey) -> list[NumberedStage]:
     return [NumberedStage(number, region, stage) for number, (region, stage) in enumerate(found, 1)]
 
 
-def first_width(stages: list[NumberedStage]) -> int:
+def first_width(stages: Sequence[NumberedStage]) -> int:
     """The input channels of the network's first block (CNN MoD, Section 3.2).
 
-    In a plain network the first block may be the stem, so there it is the first stage's width.
+    A plain network's first block may be the stem, whose input is the image; there it is the channels that the first convolution puts out.
     """
-    stage = stages[0].stage
+    region, stage = stages[0].region, stages[0].stage
+    if stage.blocks[0].kind == "plain":
+        return next(conv.out_channels for node in region.nodes if (conv := conv_of(node)) is not None)
     first = conv_of(stage.opening[0]) if stage.opening else None
     if first is not None:
         return first.in_channels
-    block = stage.blocks[0]
-    if block.kind == "plain":
-        return block.shape[0]
-    shape = shape_of(block.entry)
+    shape = shape_of(stage.blocks[0].entry)
     assert shape is not None
-    return shape[branch_spaces(block, stages[0].region).axis]
+    return shape[branch_spaces(stage.blocks[0], region).axis]
 
 
 def block_site(survey: Survey, region: Region, block: Block) -> BlockSite:

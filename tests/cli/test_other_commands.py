@@ -39,6 +39,12 @@ def test_inspect(cli: Cli, resnet20: Path) -> None:
     assert cli("inspect", resnet20, "-q").out.startswith("cifar/resnet20  269.7 k params")
 
 
+def test_inspect_lists_the_stages_of_a_network_without_residual_blocks(cli: Cli) -> None:
+    shown = cli("inspect", "alexnet", "--input-size", "64").out
+    assert "features.8 … features.10" in shown
+    assert "mod: 1 site\n" in shown
+
+
 def test_what_inspect_calls_the_architecture_arch_takes(cli: Cli, resnet20: Path) -> None:
     name = cli("inspect", resnet20, "--json").document["architecture"]
     assert cli("inspect", resnet20, "--arch", name, "--json").document["architecture"] == name

@@ -26,7 +26,9 @@ def test_an_inspection_of_a_small_network() -> None:
         ("blocks.1", "bottleneck"),
         ("blocks.2", "basic"),
     ]
-    assert document["stages"] == [{"shape": [32, 16, 16], "blocks": 3}]
+    assert document["stages"] == [
+        {"shape": [32, 16, 16], "blocks": 3, "kinds": ["bottleneck", "basic"], "first": "blocks.0", "last": "blocks.2"}
+    ]
     assert (document["regions"], document["untraced"]) == ([""], [])
     assert network.training
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in before.items())

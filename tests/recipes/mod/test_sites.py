@@ -61,8 +61,8 @@ FAMILIES: dict[str, tuple[list[str], str, dict[str, tuple[int, int]]]] = {
         "features.5.3",
         {"block.0": (0, 4), "block.2": (0, 4), "block.3": (4, 16), "block.5": (16, 4), "layer_scale": (0, 4)},
     ),
-    "torchvision/vgg11_bn": (["features.11", "features.18", "features.25"], "features.25", {"": (2, 2)}),
-    "torchvision/alexnet": (["features.10"], "features.10", {"": (1, 1)}),
+    "torchvision/vgg11_bn": (["features.11", "features.18", "features.25"], "features.25", {"": (8, 8)}),
+    "torchvision/alexnet": (["features.10"], "features.10", {"": (4, 4)}),
     "timm/convnextv2_atto": (
         ["stages.0.blocks.1", "stages.1.blocks.1", "stages.2.blocks.1", "stages.2.blocks.3", "stages.2.blocks.5", "stages.3.blocks.1"],
         "stages.2.blocks.1",
