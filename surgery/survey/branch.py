@@ -17,7 +17,7 @@ from chansurg.surgery.edits.places import join_path
 from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.survey.blocks import Block
 from chansurg.surgery.survey.channels import ChannelSpaces, Member, Space
-from chansurg.surgery.survey.kinds import function_name, is_activation, is_elementwise, module_of, path_of, shape_of, tensor_inputs
+from chansurg.surgery.survey.kinds import function_name, is_elementwise, module_of, path_of, shape_of, tensor_inputs
 from chansurg.surgery.survey.regions import Region
 
 _SHAPING = frozenset(("view", "reshape", "unsqueeze"))
@@ -104,8 +104,6 @@ class _BranchChannels(ChannelSpaces):
             self._elementwise(node, sources)
         else:
             super()._visit(node)
-            if is_activation(node) and any(p.numel() > 1 for p in _parameters(module_of(node))):
-                self._members.append((node, Member(path_of(node), "both", node)))
         self._parameters_of(node)
 
     def _reduces(self, node: fx.Node, source: fx.Node) -> bool:
@@ -161,7 +159,3 @@ def _fits_any_width(node: fx.Node, channels: int) -> bool:
 def _lies_along(shape: tuple[int, ...] | None, dim: int) -> bool:
     """Whether a tensor has no dimension of more than one entry but ``dim``, counted from behind."""
     return shape is not None and all(size == 1 or place == dim for place, size in enumerate(shape, -len(shape)))
-
-
-def _parameters(module: nn.Module | None) -> list[nn.Parameter]:
-    return [] if module is None else list(module.parameters())

@@ -227,7 +227,7 @@ def conv(**options: Any) -> nn.Module:
         (lambda: Branch(conv(), nn.BatchNorm2d(16)), "its input does not pass it by unchanged: 2.shortcut is in the way"),
         (lambda: Branch(nn.Sequential(conv(), nn.GroupNorm(4, 16))), "2.branch.1 normalises over groups of channels"),
         (lambda: Branch(Halves()), "its channels go through split at"),
-        (lambda: Branch(nn.Sequential(conv(), nn.PReLU(16), conv())), "2.branch.1 cannot become narrower"),
+        (lambda: Branch(nn.Sequential(conv(), nn.PReLU(16), conv())), "its channels go through PReLU at 2.branch.1"),
         (lambda: Branch(Scaled(16, 32, 32)), "what it is combined with at 2.branch:operator.mul does not lie along its channels"),
         (lambda: Branch(nn.utils.parametrizations.weight_norm(conv())), "2.branch cannot become narrower"),
     ],
