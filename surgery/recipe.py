@@ -90,6 +90,24 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def bad_value(recipe: str, name: str, value: object, to_do: str) -> InputError:
+    """What an options dataclass raises for a value out of range.
+
+    Args:
+        recipe: the recipe's name.
+        name: the option's field.
+        value: what was given.
+        to_do: which values there are, as a sentence.
+    """
+    huge = isinstance(value, int) and abs(value) > 10**18
+    return InputError(
+        f"{'A number as large as that' if huge else f'{value!r:.80}'} is not a value of {flag(name)}.",
+        where=f"recipe {recipe}, option {flag(name)}",
+        not_done="Nothing was converted.",
+        to_do=to_do,
+    )
+
+
 @cache
 def installed_recipes() -> Mapping[str, Recipe]:
     """All installed recipes by name."""

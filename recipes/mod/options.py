@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from chansurg.surgery.errors import InputError
-from chansurg.surgery.recipe import flag, option
+from chansurg.surgery.recipe import bad_value, option
 
 SELECTIONS = ("topk", "random")
 FUSIONS = ("first", "last", "original")
 GROWTHS = ("copied", "identity")
 LARGEST = 2**16  # no layer has more channels, and no stage more blocks
+
+_bad = partial(bad_value, "mod")
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,3 @@ def numbers_in(text: str) -> tuple[int, ...]:
 
 def _text(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
-
-
-def _bad(name: str, value: object, to_do: str) -> InputError:
-    huge = isinstance(value, int) and abs(value) > 10**18
-    return InputError(
-        f"{'A number as large as that' if huge else f'{value!r:.80}'} is not a value of {flag(name)}.",
-        where=f"recipe mod, option {flag(name)}",
-        not_done="Nothing was converted.",
-        to_do=to_do,
-    )

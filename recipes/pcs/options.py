@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
-from chansurg.surgery.errors import InputError
-from chansurg.surgery.recipe import flag, option
+from chansurg.surgery.recipe import bad_value, option
 
 SELECTIONS = ("running", "input")
 METHODS = ("shrinking", "truncation")
 PRESETS = {"A": 4e-6, "B": 6e-6, "C": 8e-6}
 """The shrinking rates of PCS-A, PCS-B and PCS-C (PCS, Section IV)."""
+
+_bad = partial(bad_value, "pcs")
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,3 @@ class PcsOptions:
         if isinstance(value, bool) or not math.isfinite(number) or not fits(number):
             raise _bad(name, getattr(self, name), to_do)
         object.__setattr__(self, name, number)
-
-
-def _bad(name: str, value: object, to_do: str) -> InputError:
-    huge = isinstance(value, int) and abs(value) > 10**18
-    return InputError(
-        f"{'A number as large as that' if huge else f'{value!r:.80}'} is not a value of {flag(name)}.",
-        where=f"recipe pcs, option {flag(name)}",
-        not_done="Nothing was converted.",
-        to_do=to_do,
-    )

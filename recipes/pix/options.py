@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from chansurg.recipes.pix.partition import SUBSETS
-from chansurg.surgery.errors import InputError
-from chansurg.surgery.recipe import option
+from chansurg.surgery.recipe import bad_value, option
 
 MODES = ("squeeze", "downscale")
 OPERATORS = ("pick-or-mix", "pick", "mix", "min")
 TAU = 0.5
 LARGEST_ZETA = 2**16  # no layer has more channels
+
+_bad = partial(bad_value, "pix")
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,3 @@ class PixOptions:
                 "tau", self.tau, f"The operator {self.operator!r} compares nothing with tau: leave --tau out, or choose pick-or-mix."
             )
         object.__setattr__(self, "tau", tau)
-
-
-def _bad(name: str, value: object, to_do: str) -> InputError:
-    huge = isinstance(value, int) and abs(value) > 10**18
-    text = "A number as large as that" if huge else f"{value!r:.80}"
-    return InputError(
-        f"{text} is not a value of --{name}.",
-        where=f"recipe pix, option --{name}",
-        not_done="Nothing was converted.",
-        to_do=to_do,
-    )

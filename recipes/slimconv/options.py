@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
-from chansurg.surgery.errors import InputError
-from chansurg.surgery.recipe import flag, option
+from chansurg.surgery.recipe import bad_value, option
 
 WEIGHTS = ("both", "plain", "flipped", "shuffled")
 PATHS = (2, 3)
 RATIO = 32
 LARGEST = 2**16  # no layer has more channels
+
+_bad = partial(bad_value, "slimconv")
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,3 @@ class SlimConvOptions:
 
 
 _K_TO_DO = "Pass 4/3, 2, 8/3, or another number 2m/3 with a whole m of at least 2."
-
-
-def _bad(name: str, value: object, to_do: str) -> InputError:
-    huge = isinstance(value, int) and abs(value) > 10**18
-    return InputError(
-        f"{'A number as large as that' if huge else f'{value!r:.80}'} is not a value of {flag(name)}.",
-        where=f"recipe slimconv, option {flag(name)}",
-        not_done="Nothing was converted.",
-        to_do=to_do,
-    )
