@@ -171,7 +171,7 @@ def test_training_reaches_every_parameter_and_moves_statistics_in_train_mode_onl
     new(x)
     assert all(torch.equal(t, new.state_dict()[name]) for name, t in statistics.items())
     trainable = {name for name, p in original(case.network).named_parameters() if p.requires_grad}
-    new_tensors = set(last_entry(new).new)
+    new_tensors = {*last_entry(new).new, *last_entry(new).sources}
     optimizer = torch.optim.SGD(new.parameters(), 1e-5)
     torch.manual_seed(0)
     for _ in range(2):  # a layer that starts at zero lets the gradients of those ahead of it through after one step
@@ -256,6 +256,21 @@ def test_export_with_a_free_batch_axis(case: Case) -> None:
     for batch_size in (2, 5):
         x = case.network.inputs(batch_size)
         assert torch.allclose(outputs(exported, x), outputs(new, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", cases([n for n in EXPORTED if n.name in ("small", "convnext")]))
+def test_onnx_runtime_with_a_free_batch_axis(case: Case, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    new = converted(case)
+    path = tmp_path / "network.onnx"
+    free = ({0: torch.export.Dim("batch")},)
+    torch.onnx.export(new, (case.network.inputs(2),), path, dynamic_shapes=free, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch_size in (1, 7):
+        x = case.network.inputs(batch_size)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert torch.allclose(torch.from_numpy(found), outputs(new, x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", cases(EXPORTED))

@@ -50,9 +50,9 @@ def plain() -> nn.Module:
     return chansurg.load("networks.small:tiny", input_size=(16, 16))
 
 
-def gated() -> nn.Module:
+def rewritten(recipe: str, **options: Any) -> nn.Module:
     torch.manual_seed(0)
-    return chansurg.convert(chansurg.load("cifar/resnet20", input_size=(8, 8)), "pcs", shrink="1/2")
+    return chansurg.convert(chansurg.load("cifar/resnet20", input_size=(8, 8)), recipe, **options)
 
 
 def train(model: nn.Module, tree: Path, output: Path, **changed: Any) -> nn.Module:
@@ -169,14 +169,24 @@ def test_killed_again_and_again(alone: Path, tree: Path, tmp_path: Path, monkeyp
     assert output.read_bytes() == alone.read_bytes()
 
 
-def test_gates_and_layouts_go_on_exactly(make_tree: MakeTree, tmp_path: Path) -> None:
+REWRITTEN: list[tuple[str, dict[str, Any]]] = [
+    ("pcs", {"shrink": "1/2"}),
+    ("pix", {"mode": "downscale"}),
+    ("mod", {}),
+    ("mod", {"select": "random"}),
+    ("slimconv", {"paths": 3}),
+]
+
+
+@pytest.mark.parametrize(("recipe", "options"), REWRITTEN, ids=str)
+def test_every_recipes_networks_go_on_exactly(recipe: str, options: dict[str, Any], make_tree: MakeTree, tmp_path: Path) -> None:
     tree = make_tree(classes=tuple("abcdefghij"), train=20, val=10, size=8)
     changed = {"epochs": 2, "channels_last": True, "mixup": 0.0, "lr": 0.005, "ema": None}
-    train(gated(), tree, tmp_path / "alone.safetensors", **changed)
+    train(rewritten(recipe, **options), tree, tmp_path / "alone.safetensors", **changed)
     output = tmp_path / "killed.safetensors"
     with killed_in(Training, "_take_step", 3):
-        train(gated(), tree, output, **changed)
-    train(gated(), tree, output, **changed)
+        train(rewritten(recipe, **options), tree, output, **changed)
+    train(rewritten(recipe, **options), tree, output, **changed)
     assert output.read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
 
 
