@@ -6,7 +6,7 @@ input has to pass it by unchanged, and one module's code has to see both where t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -204,7 +204,7 @@ def _is_read_by_nobody_else(region: Region, block: Block) -> bool:
     queue = list(family)
     while queue:
         for user in queue.pop().users:
-            if user not in family and user is not block.exit and _may_share(user) and user.all_input_nodes[0] in family:
+            if user not in family and user is not block.exit and _may_lie_in(user, family):
                 family.add(user)
                 queue.append(user)
     return all(order[user] <= order[block.exit] for node in family for user in node.users)
@@ -214,6 +214,14 @@ def _may_share(node: fx.Node) -> bool:
     """Whether what a node puts out may lie where its first input lies."""
     module = module_of(node)
     return bool(node.all_input_nodes) and (shares_storage(node) or (isinstance(module, RecipeLayer) and module.adds))
+
+
+def _may_lie_in(node: fx.Node, family: Collection[fx.Node]) -> bool:
+    """Whether what a node puts out may share memory with what it reads of a family; where the operation is not known, it may."""
+    if _may_share(node):
+        return node.all_input_nodes[0] in family
+    is_tensor = shape_of(node) is not None or "shapes" in node.meta
+    return is_tensor and not (_makes_new_memory(node) or function_name(node) in ("cat", "stack", "mean", "sum"))
 
 
 def _makes_new_memory(node: fx.Node) -> bool:

@@ -16,6 +16,7 @@ from torch import fx, nn
 from chansurg.surgery.editing.narrowing import reason_against
 from chansurg.surgery.gating import Gate
 from chansurg.surgery.plan import Site, Skip
+from chansurg.surgery.slicing.nodes import works_in_place
 from chansurg.surgery.survey import Region, Survey
 from chansurg.surgery.survey.chains import Tail, tail_of
 from chansurg.surgery.survey.factors import NoPlace, Share, places_for_factors
@@ -293,7 +294,7 @@ def _check_source(region: Region, first: fx.Node, last: fx.Node) -> None:
     """The gate runs behind the layer, and has to find the layer's input as it was."""
     source = tensor_inputs(first)[0]
     for node in _between(region, first, last):
-        if source in node.all_input_nodes[:1] and _works_in_place(node):
+        if source in node.all_input_nodes[:1] and works_in_place(node):
             raise NoSite(f"{path_of(node)} overwrites its input before a gate could read it")
 
 
@@ -301,24 +302,3 @@ def _between(region: Region, first: fx.Node, last: fx.Node) -> Iterator[fx.Node]
     for node in region.nodes:
         if first < node and not last < node:
             yield node
-
-
-def _works_in_place(node: fx.Node) -> bool:
-    module = module_of(node)
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    in_place = name.endswith("_") or name in (
-        "setitem",
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "ifloordiv",
-        "imod",
-        "ipow",
-        "iand",
-        "ior",
-        "ixor",
-    )
-    return in_place or node.kwargs.get("inplace") is True

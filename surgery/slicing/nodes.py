@@ -11,7 +11,7 @@ from chansurg.surgery.slicing.extents import extents
 from chansurg.surgery.slicing.slots import Slots
 from chansurg.surgery.survey.kinds import function_name, is_neutral, module_of, path_of, shape_of
 
-_IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv", "setitem"))
+_IN_PLACE = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split())
 # fmt: off
 _FREELY = frozenset((
     "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "squeeze", "unsqueeze", "flatten", "ravel",
@@ -70,8 +70,9 @@ def what(node: fx.Node) -> str:
 
 def works_in_place(node: fx.Node) -> bool:
     """Whether a node changes its first input in memory, or may."""
-    method = node.op == "call_method" and str(node.target).endswith("_")
-    return method or function_name(node) in _IN_PLACE or bool(getattr(module_of(node), "inplace", False)) or "inplace" in node.kwargs
+    called = str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+    by_name = (called.endswith("_") and not called.endswith("__")) or function_name(node) in _IN_PLACE
+    return by_name or bool(getattr(module_of(node), "inplace", False)) or "inplace" in node.kwargs
 
 
 def shares_storage(node: fx.Node) -> bool:

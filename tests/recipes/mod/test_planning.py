@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -171,11 +172,22 @@ class Aliased(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
         first = self.blocks[0](x)
-        view = {"view": lambda: first.flatten(2), "identity": lambda: first.contiguous(), "none": lambda: first.clone()}[self.reads]()
-        return self.blocks[1](first).mean((2, 3)) + view.flatten(2).mean(2)
+        entry, read = _ALIASES[self.reads](first)
+        return self.blocks[1](entry).mean((2, 3)) + read.flatten(2).mean(2)
 
 
-@pytest.mark.parametrize("reads", ["view", "identity", "none"])
+_ALIASES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "view": lambda x: (x, x.flatten(2)),
+    "identity": lambda x: (x, x.contiguous()),
+    "same dtype": lambda x: (x, x.type_as(x)),
+    "same shape": lambda x: (x, x.view_as(x)),
+    "part": lambda x: (x, x.narrow(1, 0, 8)),
+    "in place": lambda x: (torch.relu_(x), x),
+    "none": lambda x: (x, x.clone()),
+}
+
+
+@pytest.mark.parametrize("reads", list(_ALIASES))
 def test_a_view_of_the_input_counts_as_its_reader(reads: str) -> None:
     torch.manual_seed(0)
     model = lively(Aliased(reads), torch.rand(4, *SIZE))
