@@ -127,7 +127,7 @@ class _Draft:
             narrowed, routed = narrow_edits(self._survey, site, k), self._route(site, k, moved.path(site.closes.owner))
         except NoSite as reason:
             # Several blocks of one module's code would go by the same path.
-            self.skipped.append(Skip(path_of(block.exit) if is_routed(block) else path, str(reason)))
+            self.skipped.append(Skip(moved.path(path_of(block.exit)) if is_routed(block) else path, str(reason)))
             return
         self._narrowed += [moved.narrow(edit) for edit in narrowed]
         self._routed.append(moved.route(routed))

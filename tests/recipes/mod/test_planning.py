@@ -288,6 +288,13 @@ def test_a_second_conversion_takes_other_blocks_only() -> None:
     assert [site.path for site in plan(once, blocks="all").sites] == ["stages.0.2"]
 
 
+def test_copies_of_a_narrow_block_are_named_one_by_one() -> None:
+    once = convert(network(), blocks="all")
+    paths = [rf"stages\.1\.{number}\.conv1_fusion: it is a Mixture-of-Depths block already" for number in (1, 2, 3)]
+    with pytest.raises(chansurg.Refusal, match="(?s)" + ".*".join(paths)):
+        plan(once, depths="3,4")
+
+
 def test_recipes_stack_in_both_orders(tmp_path: Any) -> None:
     torch.manual_seed(0)
     base = lively(small(), torch.rand(2, *SIZE))
