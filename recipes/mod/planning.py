@@ -38,12 +38,13 @@ def plan(recipe: Mod, survey: Survey, options: ModOptions) -> Plan:
     """What MoD would do to the surveyed network with these options.
 
     Raises:
-        InputError: for stages or depths that the network does not have.
+        InputError: for stages, blocks or depths that the network does not have.
         Refusal: where a stage cannot grow.
     """
     stages = numbered_stages(survey)
     _check_stages(options, stages)
     grown = growths(survey, stages, options)
+    _check_blocks(options, stages, grown)
     draft = _Draft(survey, options, stages, grown)
     draft.convert(every=False)
     if not draft.sites:
@@ -67,6 +68,19 @@ def _check_stages(options: ModOptions, stages: Sequence[NumberedStage]) -> None:
             where="recipe mod, option --stages",
             not_done="Nothing was converted.",
             to_do="Choose among its stages, counted from 1; `chansurg inspect` lists them.",
+        )
+
+
+def _check_blocks(options: ModOptions, stages: Sequence[NumberedStage], grown: Mapping[int, Growth]) -> None:
+    if options.blocks in ("alternate", "all") or not stages:
+        return
+    deepest = max(one.stage.depth + (len(grown[one.number].copies) if one.number in grown else 0) for one in stages)
+    if (largest := max(numbers_in(options.blocks))) > deepest:
+        raise InputError(
+            f"No stage has a block {largest}: the deepest has {deepest}.",
+            where="recipe mod, option --blocks",
+            not_done="Nothing was converted.",
+            to_do="Choose among the blocks of its stages, counted from 1; `chansurg inspect` lists them.",
         )
 
 

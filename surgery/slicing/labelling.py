@@ -6,6 +6,7 @@ rule that fails or gives a tensor of another shape than the network has there: w
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +128,10 @@ class Labelling(fx.Interpreter):
         known = shapes(node)
         if not known or any(shape is None for shape in known):
             return Unknown()
-        made = [self._stuck(shape, reason) for shape in known if shape is not None]
+        # What is not understood counts as one layer, lest a branch that goes through it be taken for the shortcut.
+        ahead = [value.depth for source in node.all_input_nodes if isinstance(value := self.env.get(source), Slots)]
+        depth = max(ahead, default=0) + 1
+        made = [dataclasses.replace(self._stuck(shape, reason), depth=depth) for shape in known if shape is not None]
         return made[0] if "shape" in node.meta else tuple(made)
 
     def _forget_aliases(self, node: fx.Node) -> None:

@@ -52,7 +52,7 @@ class Budget:
         residual: as the network will be sliced (:mod:`chansurg.surgery.slicing`).
 
     Raises:
-        InputError: where the network has no gate, or the target lies under what its gates may let go of.
+        InputError: where the network has no gate, or the target lies under what its gates may let go of, or costs no less than now.
     """
 
     def __init__(self, model: nn.Module, target: float, quantity: str, *, residual: str = "scatter") -> None:
@@ -76,6 +76,13 @@ class Budget:
                 where=f"option {option}",
                 not_done="Nothing was trained.",
                 to_do=f"Choose at least {self.floor:.3f}, or convert with a larger --shrink (3/4, say).",
+            )
+        if target >= (present := self._share({})):
+            raise InputError(
+                f"The target {target:g} is met: the network costs {present:.3f} of the original as it is.",
+                where=f"option {option}",
+                not_done="Nothing was trained.",
+                to_do="Choose less, or leave the target out.",
             )
         self._until = min(gate.shrinks_until for gate in self.gates.values())
         self._rate, self._reviewed, self._complete = _RATE, -1, False

@@ -78,7 +78,7 @@ def convert(model: nn.Module, **options: Any) -> nn.Module:
         ({}, ["stages.0.1", "stages.1.1"]),
         ({"blocks": "all"}, ["stages.0.1", "stages.0.2", "stages.1.1"]),
         ({"blocks": "3"}, ["stages.0.2"]),
-        ({"blocks": "2,9", "stages": "2"}, ["stages.1.1"]),
+        ({"blocks": "2,3", "stages": "2"}, ["stages.1.1"]),
     ],
 )
 def test_which_blocks(options: dict[str, Any], paths: list[str]) -> None:
@@ -243,7 +243,8 @@ def test_blocks_that_start_as_identities_change_nothing_until_they_are_trained()
         ({"depths": "3"}, chansurg.InputError, "whose stages have 3, 2 blocks"),
         ({"depths": "2,2"}, chansurg.InputError, "whose stages have 3, 2 blocks"),
         ({"stages": "3"}, chansurg.InputError, "has no stage 3"),
-        ({"blocks": "7"}, chansurg.Refusal, "the options leave block 2 of stage 1 out"),
+        ({"blocks": "2,7"}, chansurg.InputError, "No stage has a block 7: the deepest has 3"),
+        ({"blocks": "3", "stages": "2"}, chansurg.Refusal, "the options leave block 2 of stage 2 out"),
     ],
 )
 def test_what_does_not_fit_the_network_is_refused(options: dict[str, Any], error: type[Exception], said: str) -> None:

@@ -163,6 +163,18 @@ def test_multiples_stay_exactly_zero() -> None:
         assert result(small).results["max_rel_error_float64"] <= 1e-13
 
 
+def test_a_branch_through_a_layer_that_nothing_is_known_of_is_no_shortcut() -> None:
+    torch.manual_seed(0)
+    network = chansurg.convert(chansurg.convert(chansurg.load("cifar/resnet20"), "slimconv"), "pcs").eval()
+    closing = gates(network)["layer3.1.conv2_salience"]
+    closing.mask[::2] = False
+    sliced = chansurg.slice(network)
+    assert sliced.layer3[1].conv2.out_channels == 32
+    x = torch.randn(2, *SIZE)
+    with torch.no_grad():
+        assert torch.allclose(sliced(x), network(x), rtol=1e-5, atol=1e-6)
+
+
 def test_masks_of_ones_own() -> None:
     network = converted(0)
     own = {path: torch.rand(len(mask)) > 0.5 for path, mask in chansurg.masks(network).items() if "conv1" in path}

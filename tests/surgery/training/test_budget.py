@@ -99,9 +99,16 @@ def test_a_target_under_the_floor_is_refused_with_the_floor() -> None:
     network = gated("1/4")
     with pytest.raises(chansurg.InputError, match=r"under 0\.\d+, the least") as refused:
         Budget(network, 0.1, "macs")
-    assert f"{Budget(network, 1.0, 'macs').floor:.3f}" in refused.value.to_do
+    assert f"{Budget(network, 0.99, 'macs').floor:.3f}" in refused.value.to_do
     assert "--target-macs" in refused.value.where
     Budget(gated("3/4"), 0.6, "macs")
+
+
+def test_a_target_that_is_met_already_is_refused_with_what_the_network_costs() -> None:
+    network = chansurg.convert(chansurg.convert(small.small(), "mod", input_size=(3, 32, 32)), "pcs", input_size=(3, 32, 32))
+    with pytest.raises(chansurg.InputError, match=r"is met: the network costs 0\.\d+ of the original") as refused:
+        Budget(network, 0.999, "macs")
+    assert "--target-macs" in refused.value.where
 
 
 def test_a_network_without_gates_is_refused() -> None:
