@@ -5,9 +5,8 @@ hard. The share that the sliced network would cost if all that is released were 
 first is what costs least in accuracy for what it saves: the average of ``(s dL/ds)^2`` over images, the squared change of the loss to
 first order if the entry were closed (the Taylor criterion of Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019,
 Equation 8), over the saving. Entries that are shut already come before all others, since they cost nothing any more. No more than the
-target asks for is ever released, so the network does not end below it. How fast a salience falls depends on the learning rate and on what
-the entry is worth, so the rate is steered too: it grows while entries that were released some time ago are still open, and falls back when
-they are shut.
+target asks for is ever released, so the network does not end below it; and from the moment all is released the rate grows until all of
+that is shut, so it does not end above it.
 """
 
 from __future__ import annotations
@@ -33,13 +32,11 @@ TOLERANCE = 0.02
 
 _FIRST = 0.04  # share of the shrinking part in which nothing is released: sensitivities have to be known first
 _RELEASED = 0.6  # share of the shrinking part by which all is released
-_GRACE = 0.08  # share of the shrinking part that an entry has for shutting
 _RATE = 2e-4  # sum over the batch as if it held 256 images, so 0.05 on the mean
-_GROWTH, _MOST = 1.12, 100.0
-_REVIEWS = 150  # times that release and rate are thought over in the shrinking part
+_GROWTH, _MOST = 1.08, 100.0
+_REVIEWS = 150  # times that the release is thought over in the shrinking part
 _LEAST_SAVING = 1e-12
-_SHUT = 0.1  # running salience below which an entry is worth nothing any more
-_GONE = 0.01  # and below which it goes by itself
+_SHUT = 0.1  # running salience below which an entry is as good as gone
 
 
 class Budget:
@@ -96,19 +93,15 @@ class Budget:
         if part >= 1.0 or review <= self._reviewed:
             return self._rate
         self._reviewed = review
-        if part > _FIRST and not self._complete:
-            self._release(self._scheduled(part))
-            self._complete = part >= _RELEASED
-        due = self._scheduled(part - _GRACE)
-        if due < 1.0:
-            gone = {path: min(gate.allowance or 0, int((gate.running_salience < _GONE).sum())) for path, gate in self.gates.items()}
-            step = _GROWTH if self._share(gone) > due + TOLERANCE * self.target else 1 / _GROWTH
-            self._rate = min(max(self._rate * step, _RATE), _RATE * _MOST)
+        released = (part - _FIRST) / (_RELEASED - _FIRST)
+        if released <= 0.0:
+            return self._rate
+        if not self._complete:
+            self._release(1.0 - (1.0 - self.target) * min(1.0, released))
+            self._complete = released >= 1.0
+        else:
+            self._rate = min(self._rate * _GROWTH, _RATE * _MOST)
         return self._rate
-
-    def _scheduled(self, part: float) -> float:
-        """The share that the network is to cost when ``part`` of the shrinking part is over."""
-        return 1.0 - (1.0 - self.target) * min(max((part - _FIRST) / (_RELEASED - _FIRST), 0.0), 1.0)
 
     def share(self) -> float:
         """What the network would cost if it were sliced by its masks now, as a share of the original."""
