@@ -11,7 +11,7 @@ import torch
 import torchvision
 from networks.matrix import lively
 from networks.running import outputs
-from networks.small import small
+from networks.small import Basic, small
 from torch import Tensor, nn
 
 import chansurg
@@ -20,21 +20,6 @@ from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.surgery.edits import Narrow, Repeat, Route, Scale
 
 SIZE = (3, 32, 32)
-
-
-class Basic(nn.Module):
-    """``[B, C, H, W] -> [B, C, H, W]``."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(out)) + x)
 
 
 class Network(nn.Module):
