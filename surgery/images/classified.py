@@ -94,12 +94,7 @@ class ClassifiedImages(Dataset[tuple[Tensor, int]]):
         Raises:
             InputError: where it cannot be read; names it.
         """
-        name = self.samples[index][0]
-        try:
-            with Image.open(io.BytesIO(self.tree.read(name))) as image:
-                return image.convert("RGB")
-        except Exception as error:  # a damaged image makes Pillow and zipfile raise nearly anything
-            raise _unreadable(self.tree, name, error) from error
+        return read_image(self.tree, self.samples[index][0])
 
     def label(self, index: int) -> int:
         """The network's output that stands for one image's class."""
@@ -311,10 +306,24 @@ def batches(
         ) from error
 
 
-def _unreadable(tree: ImageTree, name: str, error: Exception) -> InputError:
+def read_image(tree: ImageTree, name: str) -> Image.Image:
+    """One image of a tree, decoded as RGB.
+
+    Raises:
+        InputError: where it cannot be read; names it.
+    """
+    try:
+        with Image.open(io.BytesIO(tree.read(name))) as image:
+            return image.convert("RGB")
+    except Exception as error:  # a damaged image makes Pillow and zipfile raise nearly anything
+        raise unreadable(f"{tree.path}: {name}", error) from error
+
+
+def unreadable(where: str, error: Exception) -> InputError:
+    """The error for an image that cannot be read."""
     return InputError(
         f"An image cannot be read: {str(error) or type(error).__name__}.",
-        where=f"{tree.path}: {name}",
+        where=where,
         not_done="The data was not read to its end, so there is no result.",
         to_do="Replace the image or remove it.",
     )

@@ -104,10 +104,16 @@ def open_images(data: str | os.PathLike[str], *, split: str, transform: Transfor
     Raises:
         InputError: where there is no such data.
     """
-    name, colon, folder = os.fspath(data).partition(":")
-    if colon and name in _LIBRARY and not os.path.exists(data):
-        return LibraryImages(name, folder, split=split, transform=transform)
+    named = library_data(data)
+    if named is not None:
+        return LibraryImages(*named, split=split, transform=transform)
     return ClassifiedImages(data, split=split, transform=transform, whole=whole)
+
+
+def library_data(data: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """Name and folder where ``data`` is ``NAME:FOLDER`` of a data set of torchvision's; ``None`` for a path."""
+    name, colon, folder = os.fspath(data).partition(":")
+    return (name, folder) if colon and name in _LIBRARY and not os.path.exists(data) else None
 
 
 def _name(known: object) -> str:
