@@ -35,6 +35,22 @@ class Moment:
     any: Callable[[Tensor], Tensor] = _alone
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where a network is going to run, for layers that have a form of their own there.
+
+    Args:
+        runtime: ``eager``, ``compile`` (``torch.compile``), ``onnxruntime``, ``aoti`` (compiled ahead of time), or ``export``: any
+            program that has nothing but torch's own operators.
+        device: the type of the device: ``cpu``, ``cuda``.
+        nonnegative: what the layer is given holds no negative number.
+    """
+
+    runtime: str
+    device: str = "cpu"
+    nonnegative: bool = False
+
+
 class RecipeLayer(nn.Module):
     """A layer of a recipe: one call when traced, built from plain arguments, initialised reproducibly.
 
@@ -49,6 +65,27 @@ class RecipeLayer(nn.Module):
     """Whether it stands in for a spatial convolution, so that what goes with one goes with it."""
     adds: bool = False
     """Whether it adds its second input to its first, or to a part of it, as the addition at the end of a residual block does."""
+
+    keeps_nonnegative: bool = False
+    """Whether it puts out no negative number where it is given none."""
+
+    def for_runtime(self, target: Target) -> nn.Module:
+        """A module that is called with the same tensors and gives the same in eval mode, in the form that is fastest on ``target``.
+
+        The layer itself where there is none better. What is made anew holds the layer's own tensors, or what was computed from them.
+        """
+        return self
+
+    def norms_inside(self) -> Sequence[tuple[str, str]]:
+        """Pairs of a layer and the batch norm that works on what it puts out and on nothing else, by their paths below this layer."""
+        return ()
+
+    def last_layers(self) -> Sequence[str]:
+        """Paths below this layer of those that, one after another along the channels, make up what it puts out.
+
+        A batch norm behind it can then be folded into them; empty where there are none.
+        """
+        return ()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter anew, drawing from ``generator``."""

@@ -46,6 +46,7 @@ class ChannelSelector(RecipeLayer):
         InputError: for arguments outside what is said above.
     """
 
+    keeps_nonnegative = True
     fixed: Tensor
 
     def __init__(
@@ -164,6 +165,7 @@ class Fusion(RecipeLayer):
     """
 
     adds = True
+    keeps_nonnegative = True
 
     def __init__(self, fuse: str = "first", *, inplace: bool = False, channel_dim: int = 1) -> None:
         super().__init__()

@@ -69,6 +69,7 @@ class SalienceGate(Gate):
     """
 
     no_weight_decay = frozenset(("fc1.weight", "fc2.weight"))
+    keeps_nonnegative = True
     alive: Tensor
     watched: Tensor
     truncated: Tensor

@@ -51,6 +51,8 @@ class PickOrMix(RecipeLayer):
         InputError: for arguments outside what is said above.
     """
 
+    keeps_nonnegative = True
+
     def __init__(
         self,
         in_channels: int,

@@ -134,6 +134,14 @@ class SlimConv(RecipeLayer):
         z = x.mean((2, 3), keepdim=True, dtype=torch.float32 if half else None).to(x.dtype)
         return torch.sigmoid(self.excite(functional.relu(self.norm(self.squeeze(z))))).to(x.dtype)
 
+    def norms_inside(self) -> list[tuple[str, str]]:
+        """The attention's norm, and that of every path but the top one."""
+        return [("squeeze", "norm"), *((f"{name}.reduce", f"{name}.norm") for name in self._reduced_names())]
+
+    def last_layers(self) -> list[str]:
+        """The convolutions of the paths, in the order in which they are joined."""
+        return ["top", *(f"{name}.conv" for name in self._reduced_names())]
+
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C_in, H, W] -> [B, out_channels, H', W']``; dtype and memory format are kept."""
         w = self.channel_weights(x)
@@ -159,6 +167,9 @@ class SlimConv(RecipeLayer):
     def _interleaved(self, w: Tensor) -> Tensor:
         """The weights with the ``m`` runs dealt out in turn."""
         return torch.unflatten(w, 1, (self.folds, -1)).transpose(1, 2).flatten(1, 2)
+
+    def _reduced_names(self) -> list[str]:
+        return ["bottom"] if self.third is None else ["bottom", "third"]
 
     def _reduced(self) -> list[ReducedPath]:
         return [path for path in (self.bottom, self.third) if path is not None]

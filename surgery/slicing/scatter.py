@@ -19,6 +19,7 @@ class ScatterAdd(RecipeLayer):
         branch: which of the two operands is the branch, 0 or 1.
     """
 
+    keeps_nonnegative = True
     index: Tensor
 
     def __init__(self, kept: Sequence[int], channel_dim: int = 1, branch: int = 1) -> None:
