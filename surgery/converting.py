@@ -15,30 +15,44 @@ from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.files.provenance import attach, library_versions, record_of, refuse_wrapped, with_input_size
 from chansurg.surgery.files.weights_digest import weights_digest
 from chansurg.surgery.journal import Entry
-from chansurg.surgery.plan import Plan, Skip
+from chansurg.surgery.plan import EVERY, Plan, Skip
 from chansurg.surgery.recipe import find_recipe
+from chansurg.surgery.selecting.patterns import named
 from chansurg.surgery.survey import survey
 
 
-def plan(model: nn.Module, recipe: str, *, input_size: tuple[int, ...] | None = None, **options: Any) -> Plan:
+def plan(
+    model: nn.Module,
+    recipe: str,
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    input_size: tuple[int, ...] | None = None,
+    **options: Any,
+) -> Plan:
     """What a recipe would do to a network; nothing is changed.
 
     Args:
         model: any module that takes one float tensor ``[B, C, H, W]``.
         recipe: a recipe's name.
+        only: patterns of sites' paths, as :mod:`chansurg.surgery.selecting.patterns` reads them; no other site is converted.
+        skip: patterns of sites' paths that are left as they are.
         input_size: ``(C, H, W)``, ``(H, W)`` or ``(H,)`` in pixels; the record's where left out.
         options: the recipe's options.
 
     Raises:
-        InputError: for an unknown recipe or option, an impossible input size, or a network wrapped in DataParallel and the like.
+        InputError: for an unknown recipe or option, a pattern that matches nothing, an impossible input size, or a network wrapped in
+            DataParallel and the like.
         Refusal: where the recipe applies nowhere; it lists every candidate with the reason.
     """
     refuse_wrapped(model)
-    chosen = find_recipe(recipe)
-    values = chosen.options(options)
+    found = find_recipe(recipe)
+    values = found.options(options)
     record = with_input_size(record_of(model), input_size)
     surveyed = survey(model, record.preprocessing.input_size)
-    made = chosen.plan(surveyed, values)
+    made = found.plan(surveyed, values, EVERY)
+    if only or skip:
+        made = found.plan(surveyed, values, named(made, only, skip))
     untraced = tuple(Skip(path or "(the network)", f"it could not be traced: {reason}") for path, reason in surveyed.untraced.items())
     made = replace(made, skipped=(*made.skipped, *untraced))
     if not made.edits:

@@ -41,6 +41,29 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Which of a recipe's sites may be converted.
+
+    Args:
+        paths: of the sites that may; ``None`` for every one that the recipe finds.
+        reasons: for other sites, by path, why they stay as they are.
+    """
+
+    paths: frozenset[str] | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def reason_against(self, path: str) -> str | None:
+        """Why the site at ``path`` stays as it is, or ``None``."""
+        if self.paths is None or path in self.paths:
+            return None
+        return self.reasons.get(path, "it was not chosen")
+
+
+EVERY = Chosen()
+"""Every site."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The edits of one conversion, and the sites left alone.
 

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.plan import EVERY, Chosen, Plan, Site, Skip
 
 if TYPE_CHECKING:
     from chansurg.surgery.layer import RecipeLayer
@@ -47,8 +47,15 @@ class Recipe(ABC):
     """A frozen dataclass whose fields come from :func:`option`; its ``__post_init__`` raises :class:`InputError` for bad values."""
 
     @abstractmethod
-    def plan(self, survey: Survey, options: Any) -> Plan:
-        """What the recipe would do to the surveyed network; changes nothing."""
+    def plan(self, survey: Survey, options: Any, chosen: Chosen = EVERY) -> Plan:
+        """What the recipe would do to the surveyed network; changes nothing.
+
+        Args:
+            survey: of the network.
+            options: an instance of :attr:`Options`.
+            chosen: the sites that may be converted. One that may not is among the skipped ones of the plan, with the reason that
+                ``chosen`` gives; no two sites have one path.
+        """
 
     @abstractmethod
     def sites(self, survey: Survey) -> tuple[list[Site], list[Skip]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chansurg.recipes.mod.options import ModOptions
-from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.plan import EVERY, Chosen, Plan, Site, Skip
 from chansurg.surgery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ class Mod(Recipe):
     )
     Options = ModOptions
 
-    def plan(self, survey: Survey, options: ModOptions) -> Plan:
+    def plan(self, survey: Survey, options: ModOptions, chosen: Chosen = EVERY) -> Plan:
         """See :mod:`chansurg.recipes.mod.planning`."""
         from chansurg.recipes.mod.planning import plan
 
-        return plan(self, survey, options)
+        return plan(self, survey, options, chosen)
 
     def sites(self, survey: Survey) -> tuple[list[Site], list[Skip]]:
         """Every block but the first of its stage that can be made narrow."""

@@ -18,7 +18,7 @@ from chansurg.recipes.mod.options import ModOptions, numbers_in
 from chansurg.recipes.mod.sites import BlockSite, NoSite, NumberedStage, block_site, first_width, is_routed, numbered_stages
 from chansurg.surgery.edits import Edit, LayerSpec, Narrow, Repeat, Route, Scale
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.plan import EVERY, Chosen, Plan, Site, Skip
 from chansurg.surgery.survey import Block, Survey
 from chansurg.surgery.survey.kinds import path_of
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
     """Every block that could work on a selection of its channels, whatever the options, and the others with the reason why not."""
     stages = numbered_stages(survey)
-    draft = _Draft(survey, ModOptions(blocks="all"), stages, {})
+    draft = _Draft(survey, ModOptions(blocks="all"), stages, {}, EVERY)
     draft.convert(every=True)
     return draft.sites, draft.skipped
 
 
-def plan(recipe: Mod, survey: Survey, options: ModOptions) -> Plan:
-    """What MoD would do to the surveyed network with these options.
+def plan(recipe: Mod, survey: Survey, options: ModOptions, chosen: Chosen) -> Plan:
+    """What MoD would do to the surveyed network with these options, at the chosen blocks.
 
     Raises:
         InputError: for stages, blocks or depths that the network does not have.
@@ -45,10 +45,10 @@ def plan(recipe: Mod, survey: Survey, options: ModOptions) -> Plan:
     _check_stages(options, stages)
     grown = growths(survey, stages, options)
     _check_blocks(options, stages, grown)
-    draft = _Draft(survey, options, stages, grown)
+    draft = _Draft(survey, options, stages, grown, chosen)
     draft.convert(every=False)
     if not draft.sites:
-        draft = _Draft(survey, options, stages, grown)
+        draft = _Draft(survey, options, stages, grown, chosen)
         draft.convert(every=True)
     return Plan(
         recipe=recipe.name,
@@ -87,11 +87,13 @@ def _check_blocks(options: ModOptions, stages: Sequence[NumberedStage], grown: M
 class _Draft:
     """Edits as they gather; a block's edits are taken whole or not at all."""
 
-    def __init__(self, survey: Survey, options: ModOptions, stages: Sequence[NumberedStage], grown: Mapping[int, Growth]) -> None:
+    def __init__(
+        self, survey: Survey, options: ModOptions, stages: Sequence[NumberedStage], grown: Mapping[int, Growth], chosen: Chosen
+    ) -> None:
         self.sites: list[Site] = []
         self.skipped: list[Skip] = []
         self.signatures: dict[str, Mapping[str, Any]] = {}
-        self._survey, self._options, self._stages, self._grown = survey, options, stages, grown
+        self._survey, self._options, self._stages, self._grown, self._chosen = survey, options, stages, grown, chosen
         self._narrowed: list[Narrow] = []
         self._routed: list[Route] = []
         self._names: set[tuple[str, str]] = set()
@@ -126,17 +128,19 @@ class _Draft:
 
     def _convert_block(self, numbered: NumberedStage, number: int, block: Block, copy: str | None, every: bool) -> None:
         """Convert one block, or with ``copy`` what stands at that path, which is a copy of the block."""
-        chosen = self._options.takes_stage(numbered.number) and self._options.takes_block(number)
+        named = self._options.takes_stage(numbered.number) and self._options.takes_block(number)
         moved = Moved("", "") if copy is None else Moved(self._grown[numbered.number].path, copy)
         path = moved.path(block.path)
-        if not every and (not chosen or number == 1):
+        if not every and (not named or number == 1):
             return
         try:
             if number == 1:
                 raise NoSite("it is the first block of its stage")
             site = block_site(self._survey, numbered.region, block)
-            if not chosen:
+            if not named:
                 raise NoSite(f"the options leave block {number} of stage {numbered.number} out")
+            if (against := self._chosen.reason_against(path)) is not None:
+                raise NoSite(against)
             k = max(1, site.in_channels // self._c)
             narrowed, routed = narrow_edits(self._survey, site, k), self._route(site, k, moved.path(site.closes.owner))
         except NoSite as reason:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chansurg.recipes.pcs.options import PcsOptions
-from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.plan import EVERY, Chosen, Plan, Site, Skip
 from chansurg.surgery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ class Pcs(Recipe):
     )
     Options = PcsOptions
 
-    def plan(self, survey: Survey, options: PcsOptions) -> Plan:
+    def plan(self, survey: Survey, options: PcsOptions, chosen: Chosen = EVERY) -> Plan:
         """See :mod:`chansurg.recipes.pcs.planning`."""
         from chansurg.recipes.pcs.planning import plan
 
-        return plan(self, survey, options)
+        return plan(self, survey, options, chosen)
 
     def sites(self, survey: Survey) -> tuple[list[Site], list[Skip]]:
         """Convolutions and hidden layers of feed-forward networks whose channels can go."""

@@ -15,7 +15,7 @@ from chansurg.recipes.pcs.importance import importance_of
 from chansurg.recipes.pcs.options import PcsOptions
 from chansurg.recipes.pcs.sites import GateSite, gate_sites
 from chansurg.surgery.edits import Attach, Edit, LayerSpec
-from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.plan import Chosen, Plan, Site, Skip
 from chansurg.surgery.survey import Survey
 from chansurg.surgery.survey.kinds import path_of
 
@@ -31,9 +31,11 @@ def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
     return [site.describe() for site in sites], skipped
 
 
-def plan(recipe: Pcs, survey: Survey, options: PcsOptions) -> Plan:
-    """What PCS would do to the surveyed network with these options."""
-    sites, skipped = gate_sites(survey)
+def plan(recipe: Pcs, survey: Survey, options: PcsOptions, chosen: Chosen) -> Plan:
+    """What PCS would do to the surveyed network with these options, at the chosen sites."""
+    possible, skipped = gate_sites(survey)
+    against = {path: reason for site in possible if (reason := chosen.reason_against(path := path_of(site.layer))) is not None}
+    sites = [site for site in possible if path_of(site.layer) not in against]
     names = _Names(survey)
     edits: list[Edit] = []
     signatures: dict[str, Mapping[str, Any]] = {}
@@ -47,7 +49,7 @@ def plan(recipe: Pcs, survey: Survey, options: PcsOptions) -> Plan:
         options=dataclasses.asdict(options),
         sites=tuple(site.describe() for site in sites),
         edits=tuple(edits),
-        skipped=tuple(skipped),
+        skipped=(*skipped, *(Skip(path, reason) for path, reason in against.items())),
         signatures=signatures,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chansurg.recipes.pix.options import PixOptions
-from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.plan import EVERY, Chosen, Plan, Site, Skip
 from chansurg.surgery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ class Pix(Recipe):
     )
     Options = PixOptions
 
-    def plan(self, survey: Survey, options: PixOptions) -> Plan:
+    def plan(self, survey: Survey, options: PixOptions, chosen: Chosen = EVERY) -> Plan:
         """See :mod:`chansurg.recipes.pix.planning`."""
         from chansurg.recipes.pix.planning import plan
 
-        return plan(self, survey, options)
+        return plan(self, survey, options, chosen)
 
     def sites(self, survey: Survey) -> tuple[list[Site], list[Skip]]:
         """Squeeze, feed-forward and downscale sites."""

@@ -19,7 +19,7 @@ from chansurg.recipes.pix.sites import DownscaleSite, SqueezeSite, downscale_sit
 from chansurg.surgery.editing.narrowing import reason_against
 from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap
 from chansurg.surgery.keeping import Indices, filter_norms, slice_norms, strongest, strongest_of_each
-from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.plan import Chosen, Plan, Site, Skip
 from chansurg.surgery.survey import Region, Survey
 from chansurg.surgery.survey.kinds import conv_of, is_depthwise, is_pointwise, module_of, path_of
 
@@ -42,9 +42,9 @@ def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
     )
 
 
-def plan(recipe: Pix, survey: Survey, options: PixOptions) -> Plan:
-    """What PiX would do to the surveyed network with these options. Source: PiX, Sec. 3.5."""
-    draft = _Draft(survey, options)
+def plan(recipe: Pix, survey: Survey, options: PixOptions, chosen: Chosen) -> Plan:
+    """What PiX would do to the surveyed network with these options, at the chosen sites. Source: PiX, Sec. 3.5."""
+    draft = _Draft(survey, options, chosen)
     if options.mode == "squeeze":
         squeeze, skipped = squeeze_sites(survey)
         scale = _scale(squeeze, options)
@@ -81,9 +81,10 @@ def _scale(sites: Sequence[SqueezeSite], options: PixOptions) -> Fraction:
 class _Draft:
     """Edits as they gather; a site's edits are taken whole or not at all."""
 
-    def __init__(self, survey: Survey, options: PixOptions) -> None:
+    def __init__(self, survey: Survey, options: PixOptions, chosen: Chosen) -> None:
         self.survey = survey
         self.options = options
+        self.chosen = chosen
         self.skipped: list[Skip] = []
         self.signatures: dict[str, Mapping[str, Any]] = {}
         self._structural: list[Edit] = []
@@ -95,9 +96,11 @@ class _Draft:
         return [*self._narrowed.values(), *sorted(self._structural, key=lambda edit: order[type(edit)])]
 
     def attempt(self, site: SqueezeSite | DownscaleSite, build: Callable[[], dict[str, Any]]) -> Site | None:
-        """Add one site's edits; where the options do not fit it, note the reason."""
+        """Add one site's edits; where the options do not fit it, or it is not chosen, note the reason."""
         before = (list(self._structural), dict(self._narrowed), dict(self.signatures))
         try:
+            if (against := self.chosen.reason_against(path_of(site.layer))) is not None:
+                raise CannotApply(against)
             detail = build()
         except CannotApply as reason:
             self._structural, self._narrowed, self.signatures = before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chansurg.recipes.slimconv.options import SlimConvOptions
-from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.plan import EVERY, Chosen, Plan, Site, Skip
 from chansurg.surgery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ class Slimconv(Recipe):
     )
     Options = SlimConvOptions
 
-    def plan(self, survey: Survey, options: SlimConvOptions) -> Plan:
+    def plan(self, survey: Survey, options: SlimConvOptions, chosen: Chosen = EVERY) -> Plan:
         """See :mod:`chansurg.recipes.slimconv.planning`."""
         from chansurg.recipes.slimconv.planning import plan
 
-        return plan(self, survey, options)
+        return plan(self, survey, options, chosen)
 
     def sites(self, survey: Survey) -> tuple[list[Site], list[Skip]]:
         """Spatial convolutions whose output can shrink."""

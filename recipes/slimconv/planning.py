@@ -14,7 +14,7 @@ from chansurg.recipes.slimconv.sites import SlimSite, slim_sites
 from chansurg.surgery.editing.narrowing import reason_against
 from chansurg.surgery.edits import Address, Edit, Inherit, LayerSpec, Narrow, Swap
 from chansurg.surgery.keeping import Indices
-from chansurg.surgery.plan import Plan, Site, Skip
+from chansurg.surgery.plan import Chosen, Plan, Site, Skip
 from chansurg.surgery.survey import Region, Survey
 from chansurg.surgery.survey.channels import Member
 from chansurg.surgery.survey.kinds import is_depthwise, path_of
@@ -33,11 +33,15 @@ def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
     return [site.describe() for site in sites], list(dict.fromkeys(skipped))
 
 
-def plan(recipe: Slimconv, survey: Survey, options: SlimConvOptions) -> Plan:
-    """What SlimConv would do to the surveyed network with these options. Source: SlimConv, Sec. III."""
+def plan(recipe: Slimconv, survey: Survey, options: SlimConvOptions, chosen: Chosen) -> Plan:
+    """What SlimConv would do to the surveyed network with these options, at the chosen sites. Source: SlimConv, Sec. III."""
     refused: dict[str, str] = {}
     while True:
         sites, skipped = slim_sites(survey, without=refused)
+        left_out = {path: reason for site in sites if (reason := chosen.reason_against(path := path_of(site.layer))) is not None}
+        if left_out:
+            refused |= left_out
+            continue
         draft = _Draft(survey, options, sites)
         done = [site for site in map(draft.attempt, sites) if site is not None]
         if not draft.refused:
