@@ -14,6 +14,7 @@ from chansurg.surgery.edits import Address
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.forwards.skeleton import meta_copy
 from chansurg.surgery.forwards.tracing import untraced_modules
+from chansurg.surgery.statistics import Statistics
 from chansurg.surgery.survey.batch import mark_batched
 from chansurg.surgery.survey.blocks import Block, Stage, find_blocks, find_stages
 from chansurg.surgery.survey.channels import ChannelSpaces
@@ -35,6 +36,7 @@ class Survey:
         regions: the traced parts.
         untraced: path and reason of each part that could not be traced.
         observed: how often each module was called when the network ran on shapes, where it could not be traced as a whole.
+        statistics: moments of what goes into its layers; ``None`` where no images were given, and recipes choose by the weights alone.
     """
 
     network: nn.Module
@@ -43,6 +45,7 @@ class Survey:
     regions: list[Region]
     untraced: Mapping[str, str]
     observed: Mapping[str, int] = field(default_factory=dict)
+    statistics: Statistics | None = None
     _blocks: dict[str, list[Block]] = field(default_factory=dict)
     _stages: dict[str, list[Stage]] = field(default_factory=dict)
     _spaces: dict[str, ChannelSpaces] = field(default_factory=dict)
