@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from chansurg.surgery.converting import plan as plan
     from chansurg.surgery.counting import Counts as Counts
     from chansurg.surgery.counting import count as count
+    from chansurg.surgery.delivery.benching import bench as bench
+    from chansurg.surgery.delivery.benchmark import Benchmark as Benchmark
     from chansurg.surgery.errors import ChansurgError as ChansurgError
     from chansurg.surgery.errors import InputError as InputError
     from chansurg.surgery.errors import Refusal as Refusal
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Benchmark": "delivery.benchmark",
     "ChansurgError": "errors",
     "Counts": "counting",
     "Difference": "comparison",
@@ -58,6 +61,7 @@ _HOMES = {
     "Refusal": "errors",
     "Verdict": "verification",
     "apply": "converting",
+    "bench": "delivery.benching",
     "convert": "converting",
     "count": "counting",
     "diff": "comparison",

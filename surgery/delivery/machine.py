@@ -1,0 +1,51 @@
+"""What a timing was taken on, as far as the system tells. A time without its machine says nothing."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_LIBRARIES = ("torch", "onnxruntime")
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Name, processor, device and libraries, as JSON values.
+
+    Args:
+        device: a device of torch's that is there.
+    """
+    place = torch.device(device)
+    return {
+        "processor": _processor(),
+        "cores": torch.get_num_threads() if (count := _cores()) is None else count,
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
+        "system": f"{platform.system()} {platform.machine()}",
+        "libraries": {name: found for name in _LIBRARIES if (found := _version(name)) is not None},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _cores() -> int | None:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

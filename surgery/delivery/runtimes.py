@@ -1,0 +1,199 @@
+"""The runtimes that a network can be timed in: from a module and an example to a call that is ready to be timed.
+
+A runtime that is not installed, has no compiler, or fails on the network raises :class:`Unavailable` with the reason, which becomes a row
+of the table. Everything here is warm when it comes back: it ran once, on the very input that it will be timed on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chansurg.surgery.delivery.memory import Memory, memory_of_child, memory_of_torch
+from chansurg.surgery.delivery.timing import Stopwatch, stopwatch_for, wall_clock
+
+Inputs = tuple[Tensor, ...]
+
+_ONNX_FLOAT = 1  # TensorProto.FLOAT
+
+
+class Unavailable(Exception):
+    """Why a network cannot be timed in a runtime, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A network that runs.
+
+    Args:
+        call: one forward pass on the example.
+        stopwatch: what takes its time.
+        memory: measures the most memory that a forward pass needs, on demand.
+    """
+
+    call: Callable[[], object]
+    stopwatch: Stopwatch
+    memory: Callable[[], Memory]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime.
+
+    Args:
+        prepare: from a network in eval mode, its inputs on its device, and a folder for files of its own to a network that runs.
+        has_layouts: whether it runs tensors in the layout they come in; if not, it chooses its own.
+    """
+
+    prepare: Callable[[nn.Module, Inputs, Path], Ready]
+    has_layouts: bool = True
+
+
+def prepare(runtime: str, network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
+    """Make a network ready to be timed.
+
+    Args:
+        runtime: a name in ``RUNTIMES``.
+        network: in eval mode, on its inputs' device, in their dtype.
+        inputs: what it is called on; of a whole network one ``[B, C, H, W]``.
+        folder: an empty folder that stays until the timing is over.
+
+    Raises:
+        Unavailable: where it does not run there.
+    """
+    try:
+        with _quiet():
+            ready = RUNTIMES[runtime].prepare(network, inputs, folder)
+            ready.call()
+    except Unavailable:
+        raise
+    except Exception as error:  # exporters and compilers fail in every way there is
+        told = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise Unavailable(f"{runtime} fails on it: {type(error).__name__}: {told}") from error
+    return ready
+
+
+def _eager(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
+    return _of_torch(network, inputs, network)
+
+
+def _compiled(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
+    torch._dynamo.reset()
+    return _of_torch(torch.compile(network, dynamic=False), inputs, network)
+
+
+def _aot_inductor(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
+    inductor: Any = importlib.import_module("torch._inductor")
+    with torch.no_grad():
+        exported = torch.export.export(network, inputs)
+        package = inductor.aoti_compile_and_package(exported, package_path=str(folder / "network.pt2"))
+    return _of_torch(inductor.aoti_load_package(package), inputs, network)
+
+
+def _cuda_graph(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
+    """The kernels of eager, recorded once and launched as one (``torch.cuda.CUDAGraph``); warmed up on a stream of its own, as it asks."""
+    if inputs[0].device.type != "cuda":
+        raise Unavailable("CUDA graphs need a CUDA device")
+    cuda: Any = torch.cuda  # its streams are not typed
+    aside = cuda.Stream(inputs[0].device)
+    aside.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                network(*inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph):
+            kept = network(*inputs)
+
+    def replay(_keeping: object = (network, inputs, kept)) -> None:
+        graph.replay()
+
+    return Ready(replay, stopwatch_for("cuda"), partial(memory_of_torch, replay, network, inputs[0].device))
+
+
+def _of_torch(forward: Callable[..., object], inputs: Inputs, network: nn.Module) -> Ready:
+    def call() -> object:
+        with torch.inference_mode():
+            return forward(*inputs)
+
+    return Ready(call, stopwatch_for(str(inputs[0].device)), partial(memory_of_torch, call, network, inputs[0].device))
+
+
+def _onnx_runtime(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
+    if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
+        raise Unavailable("onnxruntime or onnxscript is not installed; `pip install chansurg[onnx]` brings both")
+    runtime: Any = importlib.import_module("onnxruntime")
+    device = inputs[0].device
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.type, "none")
+    if provider not in runtime.get_available_providers():
+        raise Unavailable(f"this onnxruntime has no provider for {device.type}; it has {', '.join(runtime.get_available_providers())}")
+    if any(x.dtype != torch.float32 for x in inputs):
+        raise Unavailable("nothing but float32 is timed in ONNX Runtime")
+    path = folder / "network.onnx"
+    torch.onnx.export(network, inputs, path, dynamo=True, verbose=False, external_data=False)
+    threads = torch.get_num_threads()
+    session = runtime.InferenceSession(str(path), _session_options(runtime, threads), providers=[provider])
+    binding = session.io_binding()
+    sources = [x.detach().contiguous() for x in inputs]
+    for given, x in zip(session.get_inputs(), sources, strict=True):
+        where = (device.type, device.index or 0)
+        binding.bind_input(given.name, *where, element_type=_ONNX_FLOAT, shape=tuple(x.shape), buffer_ptr=x.data_ptr())
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device.type, device.index or 0)
+
+    def call(_keeping: object = sources) -> None:
+        session.run_with_iobinding(binding)
+
+    shapes = [tuple(x.shape) for x in sources]
+    # It runs on a stream and on threads of its own, and returns when it is done: the clock on the wall is the one that fits both devices.
+    return Ready(call, wall_clock, partial(memory_of_child, path, shapes, threads, device.type))
+
+
+def _session_options(runtime: Any, threads: int) -> Any:
+    """Options of an ONNX Runtime session whose threads do not go on spinning when its turn is over, to the loss of the next.
+
+    Args:
+        runtime: the module ``onnxruntime``.
+        threads: how many work on one operator; operators run one after the other.
+    """
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    "eager": Runtime(_eager),
+    "compile": Runtime(_compiled),
+    "onnxruntime": Runtime(_onnx_runtime, has_layouts=False),
+    "aoti": Runtime(_aot_inductor),
+    "cuda-graph": Runtime(_cuda_graph),
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters and compilers say on their way; what went wrong comes as an exception."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
