@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from chansurg.surgery.counting import count as count
     from chansurg.surgery.delivery.benching import bench as bench
     from chansurg.surgery.delivery.benchmark import Benchmark as Benchmark
+    from chansurg.surgery.delivery.exported_record import exported_record as exported_record
+    from chansurg.surgery.delivery.exporting import Export as Export
+    from chansurg.surgery.delivery.exporting import export as export
+    from chansurg.surgery.delivery.optimizing import Optimization as Optimization
+    from chansurg.surgery.delivery.optimizing import optimization_of as optimization_of
+    from chansurg.surgery.delivery.optimizing import optimize as optimize
     from chansurg.surgery.errors import ChansurgError as ChansurgError
     from chansurg.surgery.errors import InputError as InputError
     from chansurg.surgery.errors import Refusal as Refusal
@@ -54,8 +60,10 @@ _HOMES = {
     "Counts": "counting",
     "Difference": "comparison",
     "Evaluation": "training.evaluation",
+    "Export": "delivery.exporting",
     "InputError": "errors",
     "Inspection": "inspection",
+    "Optimization": "delivery.optimizing",
     "Plan": "plan",
     "Record": "journal",
     "Refusal": "errors",
@@ -66,12 +74,16 @@ _HOMES = {
     "count": "counting",
     "diff": "comparison",
     "evaluate": "training.evaluation",
+    "export": "delivery.exporting",
+    "exported_record": "delivery.exported_record",
     "finetune": "training.finetuning",
     "history": "files.lineage",
     "inspect": "inspection",
     "installed_recipes": "recipe",
     "load": "opening",
     "masks": "gating",
+    "optimization_of": "delivery.optimizing",
+    "optimize": "delivery.optimizing",
     "plan": "converting",
     "recipe_loss": "training.recipe_loss",
     "record_of": "files.provenance",
