@@ -1,33 +1,62 @@
-"""Plan, apply, convert: from a network and a recipe's options to a rewritten network with its journal."""
+"""Plan, apply, convert: from a network and a recipe's options to a rewritten network with its journal.
+
+A conversion surveys the network, measures what goes into its layers where there are images, lets the recipe plan, decides which of its
+sites are worth it where limits were set, carries out the edits, fits what can be fitted to the images, and says how far it all drifted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from chansurg.surgery.counting import Counts, count
-from chansurg.surgery.editing.applying import perform, working_copy
-from chansurg.surgery.editing.origins import origins_of
+from chansurg.surgery.carrying_out import carry_out
+from chansurg.surgery.counting import count
+from chansurg.surgery.drift import HELD_OUT, IMAGES
+from chansurg.surgery.drifting import NOISE_INPUTS, NOISE_MACS, Inputs, Reference, affordable_noise, drift_on, noise, pictures
+from chansurg.surgery.edits import Repeat
 from chansurg.surgery.errors import InputError, Refusal
-from chansurg.surgery.files.provenance import attach, library_versions, record_of, refuse_wrapped, with_input_size
-from chansurg.surgery.files.weights_digest import weights_digest
-from chansurg.surgery.journal import Entry
-from chansurg.surgery.plan import EVERY, Plan, Skip
-from chansurg.surgery.recipe import find_recipe
+from chansurg.surgery.files.provenance import attach, record_of, refuse_wrapped, with_input_size
+from chansurg.surgery.files.weights_digest import tensor_digests, weights_digest
+from chansurg.surgery.journal import Record
+from chansurg.surgery.plan import EVERY, Chosen, Plan, Skip
+from chansurg.surgery.recipe import find_recipe, flag
+from chansurg.surgery.selecting.cutting import Cutting
+from chansurg.surgery.selecting.limits import Limits
 from chansurg.surgery.selecting.patterns import named
+from chansurg.surgery.selecting.trials import Trials
+from chansurg.surgery.statistics import measure
 from chansurg.surgery.survey import survey
+from chansurg.surgery.survey.landmarks import landmarks
+
+if TYPE_CHECKING:
+    from chansurg.surgery.architecture import Preprocessing
+    from chansurg.surgery.images.unlabelled import Unlabelled
+
+SAMPLES = 1024
+"""Images that a conversion is calibrated on, where nothing else is said."""
+TRIAL_IMAGES, TRIAL_HELD_OUT = 128, 64
+"""Images that each trial of where to cut is calibrated on, and held-out ones that its drift is measured on, at most."""
 
 
 def plan(
     model: nn.Module,
     recipe: str,
     *,
+    calibrate: Unlabelled | str | os.PathLike[str] | None = None,
+    samples: int = SAMPLES,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    max_blocks: int | None = None,
+    target_macs: float | None = None,
+    keep_drift: float | None = None,
     input_size: tuple[int, ...] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Plan:
     """What a recipe would do to a network; nothing is changed.
@@ -35,26 +64,48 @@ def plan(
     Args:
         model: any module that takes one float tensor ``[B, C, H, W]``.
         recipe: a recipe's name.
+        calibrate: images of the kind that the network was trained on, without labels: a folder, a zip, ``NAME:FOLDER`` for a data set of
+            torchvision's, or what :func:`~chansurg.surgery.images.unlabelled.open_unlabelled` gives. The recipe then chooses by what the
+            layers see.
+        samples: how many of them are taken.
         only: patterns of sites' paths, as :mod:`chansurg.surgery.selecting.patterns` reads them; no other site is converted.
         skip: patterns of sites' paths that are left as they are.
+        max_blocks: convert so many sites at most, those that drift least for what they save (:mod:`chansurg.surgery.selecting.cutting`).
+        target_macs: convert as many sites as bring the multiply-accumulates down to this share of the original's.
+        keep_drift: convert as many sites as keep the relative error of the outputs within this bound.
         input_size: ``(C, H, W)``, ``(H, W)`` or ``(H,)`` in pixels; the record's where left out.
+        seed: chooses the images, and initialises new layers where sites are tried.
+        progress: where limits are set, told how many trials are done, and of how many.
         options: the recipe's options.
 
     Raises:
-        InputError: for an unknown recipe or option, a pattern that matches nothing, an impossible input size, or a network wrapped in
-            DataParallel and the like.
-        Refusal: where the recipe applies nowhere; it lists every candidate with the reason.
+        InputError: for an unknown recipe or option, a pattern that matches nothing, a limit out of range, an impossible input size, images
+            that cannot be read, or a network wrapped in DataParallel and the like.
+        Refusal: where the recipe applies nowhere, with the reason for every candidate; where no choice of sites keeps to the limits.
     """
     refuse_wrapped(model)
     found = find_recipe(recipe)
     values = found.options(options)
+    limits = Limits(max_blocks, target_macs, keep_drift)
     record = with_input_size(record_of(model), input_size)
+    images = opened(calibrate, record.preprocessing, samples, seed)
     surveyed = survey(model, record.preprocessing.input_size)
+    if images is not None:
+        surveyed.statistics = measure(model, pictures(images.divided()[0]).batches(), seed=seed)
     made = found.plan(surveyed, values, EVERY)
-    if only or skip:
-        made = found.plan(surveyed, values, named(made, only, skip))
+    choice, by_name = None, EVERY
+    if made.edits and (only or skip):
+        by_name = named(made, only, skip)
+        made = found.plan(surveyed, values, by_name)
+    if made.edits and limits:
+        _check_growth(made, limits)
+        trials = _trials(model, record, lambda paths: found.plan(surveyed, values, Chosen(paths)), images, seed)
+        cutting = Cutting(made, trials, limits, progress)
+        worth_it, choice = cutting.choose()
+        made = found.plan(surveyed, values, Chosen(worth_it.paths, {**by_name.reasons, **worth_it.reasons}))
     untraced = tuple(Skip(path or "(the network)", f"it could not be traced: {reason}") for path, reason in surveyed.untraced.items())
-    made = replace(made, skipped=(*made.skipped, *untraced))
+    asked = {name: value for name, value in (("only", list(only)), ("skip", list(skip)), *limits.given.items()) if value}
+    made = replace(made, skipped=(*untraced, *made.skipped), landmarks=tuple(landmarks(surveyed)), asked=asked, choice=choice)
     if not made.edits:
         raise _nothing(made)
     return made
@@ -70,95 +121,135 @@ def _nothing(made: Plan) -> Refusal:
     )
 
 
-def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, seed: int = 0, input_size: tuple[int, ...] | None = None) -> nn.Module:
-    """Carry out a plan.
+def _trials(model: nn.Module, record: Record, planned: Callable[[frozenset[str]], Plan], images: Unlabelled | None, seed: int) -> Trials:
+    size = record.preprocessing.input_size
+    now = count(model, size).macs
+    at_first = next((entry.before["macs"] for entry in record.journal if entry.before), now)
+    fit, inputs = None, noise(size, affordable_noise(now, 4 * NOISE_INPUTS, 4 * NOISE_MACS), seed=seed)
+    if images is not None:
+        few = images.divided()[0].first(TRIAL_IMAGES)
+        fit, inputs = (lambda network: fit_to(model, network, few, 0, seed)), _held_out(images, TRIAL_HELD_OUT)
+    return Trials(model, lambda paths: carry_out(model, planned(paths), record, seed=seed), fit, inputs, now=now, at_first=at_first)
+
+
+def _held_out(images: Unlabelled, most: int | None = None) -> Inputs:
+    """Images that nothing was fitted on; where there are too few to hold any back, those that there are."""
+    judging = images.divided()[1]
+    kind = HELD_OUT if len(judging) < len(images) else IMAGES
+    return pictures(judging if most is None else judging.first(most), kind)
+
+
+def _check_growth(made: Plan, limits: Limits) -> None:
+    if any(isinstance(edit, Repeat) for edit in made.edits):
+        raise InputError(
+            "A network that grows leaves no choice of where to cut: what its sites save pays for the new blocks.",
+            where=f"option {flag(next(iter(limits.given)))}",
+            not_done="Nothing was converted.",
+            to_do="Leave the depths or the limits out, or name sites with --only and --skip.",
+        )
+
+
+def _check_refine(refine: int, calibrate: object) -> None:
+    if isinstance(refine, bool) or refine < 0 or (refine and calibrate is None):
+        raise InputError(
+            "Refining needs images to refine with." if calibrate is None else f"{refine!r:.80} is no number of steps.",
+            where="option --refine",
+            not_done="Nothing was converted.",
+            to_do="Name images with --calibrate DATA." if calibrate is None else "Pass a whole number, 0 or more.",
+        )
+
+
+def fit_to(original: nn.Module, converted: nn.Module, images: Unlabelled, refine: int, seed: int) -> dict[str, Any]:
+    """Calibrate a converted network in place; tells, as JSON values, what it came to and which tensors changed."""
+    from chansurg.surgery.calibration import calibrate
+
+    before = tensor_digests(converted)
+    told = calibrate(original, converted, images, refine=refine, seed=seed)
+    after = tensor_digests(converted)
+    return {**told.as_json(), "tensors": [name for name, digest in after.items() if before.get(name) != digest]}
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    calibrate: Unlabelled | str | os.PathLike[str] | None = None,
+    samples: int = SAMPLES,
+    refine: int = 0,
+    inplace: bool = False,
+    seed: int = 0,
+    input_size: tuple[int, ...] | None = None,
+) -> nn.Module:
+    """Carry out a plan, fit the network to images where there are some, and measure how far it has drifted.
 
     Args:
         model: the network the plan was made for.
         plan: from :func:`plan`.
+        calibrate: images, as in :func:`plan`; layers are fitted to what the original makes of them.
+        samples: how many of them are taken.
+        refine: steps of block-wise distillation behind the fits; 0 for none.
         inplace: change ``model`` itself instead of a deep copy; where it fails, ``model`` is then not usable any more.
-        seed: initialises the new layers, each from its own path, so that the same input and options give the same numbers.
+        seed: initialises the new layers, each from its own path, so that the same input and options give the same numbers; and chooses
+            the images.
         input_size: as in :func:`plan`; counts are taken at it.
 
     Returns:
-        The rewritten network, with one more journal entry.
+        The rewritten network, with one more journal entry, whose ``results`` hold the drift, and what calibrating came to.
 
     Raises:
-        InputError: for a network wrapped in DataParallel and the like.
+        InputError: for a network wrapped in DataParallel and the like, images that cannot be read, or steps without images.
         Refusal: where an edit cannot be made, or the converted network would not run or put out something of another shape.
     """
     refuse_wrapped(model)
+    _check_refine(refine, calibrate)
     record = with_input_size(record_of(model), input_size)
-    size = record.preprocessing.input_size
-    before, weights = count(model, size), weights_digest(model)
-    shapes = _state_shapes(model)
-    network = working_copy(model, inplace)
-    graphs = perform(network, plan.edits, plan.signatures, seed=seed)
-    origins = origins_of(plan.edits, shapes, _state_shapes(network))
-    after = count_converted(network, size, before, plan)
-    entry = Entry(
-        recipe=plan.recipe,
-        version=plan.version,
-        options=plan.options,
-        seed=seed,
-        edits=plan.edits,
-        signatures=plan.signatures,
-        graphs=graphs,
-        libraries=library_versions(model),
-        kept=origins.kept,
-        sliced=tuple(origins.sliced),
-        new=tuple(origins.new),
-        removed=tuple(origins.removed),
-        sources=origins.sources,
-        before=before.as_json(),
-        after=after.as_json(),
-        uncounted=after.uncounted,
-        weights=weights_digest(network),
-    )
-    return attach(network, record.with_entry(entry, weights))
+    images = opened(calibrate, record.preprocessing, samples, seed)
+    results: dict[str, Any] = {}
+    if plan.asked:
+        results["asked"] = dict(plan.asked)
+    if plan.choice is not None:
+        results["choice"] = plan.choice.as_json()
+    fitted: set[str] = set()
+    if images is None:
+        size = record.preprocessing.input_size
+        reference = Reference(model, plan.landmarks, noise(size, affordable_noise(count(model, size).macs)))
+        network = carry_out(model, plan, record, inplace=inplace, seed=seed)
+        drift = reference.drift(network)
+    else:
+        original = copy.deepcopy(model) if inplace else model
+        network = carry_out(model, plan, record, inplace=inplace, seed=seed)
+        results["calibration"] = fit_to(original, network, images, refine, seed)
+        fitted = set(results["calibration"]["tensors"])
+        drift = drift_on(original, network, plan.landmarks, _held_out(images))
+    results["drift"] = drift.as_json()
+    papers = record_of(network)
+    entry = papers.journal[-1]
+    kept = None if entry.kept is None else entry.kept - len(fitted - {*entry.sliced, *entry.new})
+    entry = replace(entry, kept=kept, results=results, weights=weights_digest(network))
+    return attach(network, replace(papers, journal=(*papers.journal[:-1], entry)))
 
 
-def count_converted(network: nn.Module, input_size: tuple[int, ...], before: Counts, plan: Plan) -> Counts:
-    """Count a converted network, and see by the same pass over shapes that it still runs as the original did.
+def opened(
+    calibrate: Unlabelled | str | os.PathLike[str] | None, preprocessing: Preprocessing, samples: int, seed: int
+) -> Unlabelled | None:
+    """The images to calibrate with, where some were named; those that are open already as they are."""
+    from chansurg.surgery.images.unlabelled import open_unlabelled
 
-    Args:
-        network: after the edits.
-        input_size: ``(C, H, W)``.
-        before: the original's counts at that size.
-        plan: what was done, for the message.
-
-    Raises:
-        Refusal: where the pass breaks off in another place than the original's, or the outputs have other shapes.
-    """
-    try:
-        after = count(network, input_size)
-        reason = after.stopped if after.stopped != before.stopped else None
-        if reason is None and after.outputs != before.outputs:
-            reason = f"it puts out {_shapes(after.outputs)}, and the original {_shapes(before.outputs)}"
-    except InputError as error:
-        reason = error.what
-    if reason is None:
-        return after
-    raise Refusal(
-        f"The network converted by {plan.recipe} would not do what the original does: {reason}.",
-        where=", ".join(site.path for site in plan.sites[:4]) + (f" and {len(plan.sites) - 4} more" if len(plan.sites) > 4 else ""),
-        not_done="The conversion was given up, and nothing was written.",
-        to_do="Something in the network relies on a layer that the recipe replaces or narrows. Try another mode or recipe.",
-    )
-
-
-def _state_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-
-
-def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
-    return " and ".join(str(list(shape)) for shape in shapes) or "no tensor"
+    return open_unlabelled(calibrate, preprocessing, samples, seed) if isinstance(calibrate, str | os.PathLike) else calibrate
 
 
 def convert(
     model: nn.Module,
     recipe: str,
     *,
+    calibrate: Unlabelled | str | os.PathLike[str] | None = None,
+    samples: int = SAMPLES,
+    refine: int = 0,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    max_blocks: int | None = None,
+    target_macs: float | None = None,
+    keep_drift: float | None = None,
     input_size: tuple[int, ...] | None = None,
     inplace: bool = False,
     seed: int = 0,
@@ -168,6 +259,21 @@ def convert(
 
     >>> import chansurg                                              # doctest: +SKIP
     >>> pix = chansurg.convert(resnet50, "pix", zeta=4)              # doctest: +SKIP
+    >>> fitted = chansurg.convert(resnet50, "mod", calibrate="imagenet/", keep_drift=0.1)              # doctest: +SKIP
     """
-    made = plan(model, recipe, input_size=input_size, **options)
-    return apply(model, made, inplace=inplace, seed=seed, input_size=input_size)
+    _check_refine(refine, calibrate)
+    images = opened(calibrate, with_input_size(record_of(model), input_size).preprocessing, samples, seed)
+    made = plan(
+        model,
+        recipe,
+        calibrate=images,
+        only=only,
+        skip=skip,
+        max_blocks=max_blocks,
+        target_macs=target_macs,
+        keep_drift=keep_drift,
+        input_size=input_size,
+        seed=seed,
+        **options,
+    )
+    return apply(model, made, calibrate=images, refine=refine, inplace=inplace, seed=seed, input_size=input_size)

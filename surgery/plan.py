@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chansurg.surgery.edits import Edit
+from chansurg.surgery.selecting.trade import Choice
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class Plan:
         edits: what is done, in order.
         skipped: where it does not apply, and why.
         signatures: for each module whose forward is rewritten, the arguments that are not tensors, and their values in this network.
+        landmarks: paths of the network's blocks, at whose outputs the drift is measured.
+        asked: what else than the recipe's options decided where it applies: patterns, limits. JSON values.
+        choice: how it was decided where to cut, where limits were given.
     """
 
     recipe: str
@@ -84,6 +88,9 @@ class Plan:
     edits: tuple[Edit, ...]
     skipped: tuple[Skip, ...] = ()
     signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    landmarks: tuple[str, ...] = ()
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    choice: Choice | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The plan as ``convert --dry-run --json`` shows it."""
@@ -93,4 +100,5 @@ class Plan:
             "sites": [site.as_json() for site in self.sites],
             "edits": [edit.as_json() for edit in self.edits],
             "skipped": [skip.as_json() for skip in self.skipped],
+            "choice": None if self.choice is None else self.choice.as_json(),
         }

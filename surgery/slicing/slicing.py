@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from chansurg.surgery import gating
-from chansurg.surgery.converting import apply
+from chansurg.surgery.carrying_out import carry_out
 from chansurg.surgery.counting import count
 from chansurg.surgery.editing.applying import perform
 from chansurg.surgery.errors import Refusal
@@ -83,7 +83,7 @@ def slice(
         skipped=tuple(Skip(path, reason) for path, reasons in made.staying.items() for reason in reasons),
         signatures={**made.signatures, **frozen.signatures},
     )
-    sliced = apply(masked, plan, input_size=input_size)
+    sliced = carry_out(masked, plan, record)
     reference = masked
     if freeze_salience:
         reference = copy.deepcopy(masked)

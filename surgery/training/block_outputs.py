@@ -17,6 +17,7 @@ from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.provenance import record_of
 from chansurg.surgery.modes import eval_mode
 from chansurg.surgery.survey import survey
+from chansurg.surgery.survey.landmarks import larger_modules, residual_blocks
 
 
 class _Tap:
@@ -115,21 +116,10 @@ def _size(shape: Sequence[int]) -> str:
 def _blocks(network: nn.Module) -> list[str]:
     """Paths of residual blocks; where there are none, of the larger modules."""
     try:
-        found = survey(network, record_of(network).preprocessing.input_size)
-        blocks = [block.path for region in found.regions for block in found.blocks(region) if block.path]
+        blocks = residual_blocks(survey(network, record_of(network).preprocessing.input_size))
     except InputError:
         blocks = []
-    return list(dict.fromkeys(blocks or _larger_modules(network)))
-
-
-def _larger_modules(network: nn.Module, path: str = "") -> list[str]:
-    """Children with parts of their own; a sequence of such modules stands for those in it."""
-    found = []
-    for name, child in network.named_children():
-        if next(child.children(), None) is not None:
-            inside = _larger_modules(child, f"{path}{name}.") if isinstance(child, nn.Sequential) else []
-            found += inside or [f"{path}{name}"]
-    return found
+    return blocks or larger_modules(network)
 
 
 @torch.no_grad()
