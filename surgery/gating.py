@@ -31,7 +31,8 @@ class Gate(RecipeLayer):
         is_sensed: whether the sensitivity is kept while training; whoever steers towards a budget turns it on.
         unit: channels an entry.
         channel_dim: 1 where channels follow the batch, -1 where they come last.
-        allowance: how many entries may be shrunk now; ``None`` is as many as :attr:`shrinkable`. Whoever steers towards a budget sets it.
+        released: the entries that may be shrunk now, bool ``[entries]``; ``None`` leaves it to the ranking, up to :attr:`shrinkable`.
+            Whoever steers towards a budget sets it.
     """
 
     mask: Tensor
@@ -40,7 +41,7 @@ class Gate(RecipeLayer):
     sensitivity: Tensor
     unit: int
     channel_dim: int
-    allowance: int | None = None
+    released: Tensor | None = None
     is_sensed: bool = False
 
     @property
@@ -61,10 +62,11 @@ class Gate(RecipeLayer):
     def ranking(self) -> Tensor:
         """Entries from the one that goes first to the one that stays longest: ``[entries]`` int64.
 
-        Lowest running salience first; among equals lowest importance, then lowest index.
+        What is released comes first; then lowest running salience, among equals lowest importance, then lowest index.
         """
         by_importance = torch.argsort(self.importance, stable=True)
-        return by_importance[torch.argsort(self.running_salience[by_importance], stable=True)]
+        order = by_importance[torch.argsort(self.running_salience[by_importance], stable=True)]
+        return order if self.released is None else order[torch.argsort((~self.released[order]).to(torch.uint8), stable=True)]
 
     def per_channel(self, values: Tensor) -> Tensor:
         """``[entries]`` values as ``[C]``: each unit's channels share one."""

@@ -31,7 +31,6 @@ QUICK = {
     "seeds": "0",
     "epochs": 10,
     "images": 1000,
-    # Gates need some hundred steps to close.
     "batch_size": 20,
     "lr": 0.015,
 }

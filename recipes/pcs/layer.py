@@ -199,7 +199,7 @@ class SalienceGate(Gate):
     @property
     def _selected(self) -> int:
         """How many entries are selected now."""
-        return self.shrinkable if self.allowance is None else min(self.shrinkable, self.allowance)
+        return self.shrinkable if self.released is None else min(self.shrinkable, int(self.released.sum()))
 
     def _lowest(self, generated: Tensor) -> Tensor:
         """The selected entries of each image; the less important ones among equals: ``[B, entries] -> [B, K]``."""

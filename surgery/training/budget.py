@@ -1,22 +1,23 @@
 """Steering gates towards a budget: the sliced network shall cost a given share of the original.
 
-Users have budgets, and a shrinking rate is none. So a :class:`Budget` decides how many entries each gate may shrink at any time, and how
-hard. The share that the sliced network would cost if all that is released were gone falls evenly from 1 to the target. What is released
-first is what costs least in accuracy for what it saves: the average of ``(s dL/ds)^2`` over images, the squared change of the loss to
-first order if the entry were closed (the Taylor criterion of Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019,
-Equation 8), over the saving. Entries that are shut already come before all others, since they cost nothing any more. No more than the
-target asks for is ever released, so the network does not end below it; and from the moment all is released the rate grows until all of
-that is shut, so it does not end above it.
+Users have budgets, and a shrinking rate is none. So a :class:`Budget` decides which entries each gate may shrink at any time, and how
+hard. In the first third of the shrinking part the share that the sliced network would cost, if all that is released were gone, falls
+evenly from 1 to the target, and by its end what is released is masked: some still opened for an image here and there, and the rest of
+the run makes up for them. A network has the more of a run to recover in, the sooner it is as small as it will be.
+
+What is released first is what costs least in accuracy for what it saves: the average of ``(s dL/ds)^2`` over images, the squared change
+of the loss to first order if the entry were closed (the Taylor criterion of Molchanov et al., Importance Estimation for Neural Network
+Pruning, CVPR 2019, Equation 8), over the saving. What was released stays so; no more is released than the target asks for.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.provenance import record_of, unwrapped
@@ -30,11 +31,12 @@ QUANTITIES = ("macs", "params", "memory_access")
 TOLERANCE = 0.02
 """How far from its target a network may land, relative to the target."""
 
-_FIRST = 0.04  # share of the shrinking part in which nothing is released: sensitivities have to be known first
-_RELEASED = 0.6  # share of the shrinking part by which all is released
+_FIRST = 0.03  # share of the shrinking part in which nothing is released: sensitivities have to be known first
+_RELEASED = 0.27  # share of the shrinking part by which all is released
+_MASKED = 0.33  # share of the shrinking part by which all of that is masked
 _RATE = 2e-4  # sum over the batch as if it held 256 images, so 0.05 on the mean
 _GROWTH, _MOST = 1.08, 100.0
-_REVIEWS = 150  # times that the release is thought over in the shrinking part
+_REVIEWS = 300  # times that the release is thought over in the shrinking part, at most
 _LEAST_SAVING = 1e-12
 _SHUT = 0.1  # running salience below which an entry is as good as gone
 
@@ -66,7 +68,7 @@ class Budget:
             )
         self._couplings = Couplings(survey(network, record_of(network).preprocessing.input_size))
         self._original = original_counts(network)[quantity]
-        self.floor = self._share({path: gate.shrinkable for path, gate in self.gates.items()})
+        self.floor = self._share({path: gate.ranking()[: gate.shrinkable].tolist() for path, gate in self.gates.items()})
         if target < self.floor:
             raise InputError(
                 f"The target {target:g} lies under {self.floor:.3f}, the least that the gates may go down to.",
@@ -82,26 +84,41 @@ class Budget:
                 to_do="Choose less, or leave the target out.",
             )
         self._until = min(gate.shrinks_until for gate in self.gates.values())
-        self._rate, self._reviewed, self._complete = _RATE, -1, False
-        for gate in self.gates.values():
-            gate.is_sensed, gate.allowance = True, 0
+        self._rate, self._reviewed, self._closed = _RATE, -1, False
+        self._released = {path: ~gate.mask for path, gate in self.gates.items()}
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Tell the gates what is released, and whether it still matters what entries are worth."""
+        for path, gate in self.gates.items():
+            gate.released, gate.is_sensed = self._released[path], not self._closed
 
     def before_step(self, moment: Moment) -> float:
-        """Set how many entries each gate may shrink now; gives the rate at which they shrink."""
+        """Set which entries each gate may shrink now, and mask them in the end; gives the rate at which they shrink."""
         part = moment.progress / self._until
+        if self._closed or part < _FIRST:
+            return self._rate
         review = int(part * _REVIEWS)
-        if part >= 1.0 or review <= self._reviewed:
-            return self._rate
-        self._reviewed = review
-        released = (part - _FIRST) / (_RELEASED - _FIRST)
-        if released <= 0.0:
-            return self._rate
-        if not self._complete:
-            self._release(1.0 - (1.0 - self.target) * min(1.0, released))
-            self._complete = released >= 1.0
-        else:
-            self._rate = min(self._rate * _GROWTH, _RATE * _MOST)
+        if part >= _MASKED:
+            self._close()
+        elif review > self._reviewed:
+            self._reviewed = review
+            if self._open():
+                self._rate = min(self._rate * _GROWTH, _RATE * _MOST)
+            self._release(1.0 - (1.0 - self.target) * min(1.0, (part - _FIRST) / (_RELEASED - _FIRST)))
         return self._rate
+
+    def _open(self) -> bool:
+        """Whether something is released and not as good as gone."""
+        return any(bool((gate.running_salience[self._released[path]] >= _SHUT).any()) for path, gate in self.gates.items())
+
+    def _close(self) -> None:
+        """Mask all that is to go; nothing shrinks from then on."""
+        self._release(self.target)
+        for path, gate in self.gates.items():
+            gate.mask.logical_and_(~self._released[path])
+        self._rate, self._closed = 0.0, True
+        self._hand_out()
 
     def share(self) -> float:
         """What the network would cost if it were sliced by its masks now, as a share of the original."""
@@ -119,50 +136,58 @@ class Budget:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs beside the network's own tensors, as JSON values."""
-        allowances = {path: gate.allowance for path, gate in self.gates.items()}
-        return {"rate": self._rate, "reviewed": self._reviewed, "complete": self._complete, "allowances": allowances}
+        released = {path: _numbers(entries) for path, entries in self._released.items()}
+        return {"rate": self._rate, "reviewed": self._reviewed, "closed": self._closed, "released": released}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`."""
-        self._rate, self._reviewed, self._complete = state["rate"], state["reviewed"], state["complete"]
-        for path, allowance in state["allowances"].items():
-            self.gates[path].allowance = allowance
+        self._rate, self._reviewed, self._closed = state["rate"], state["reviewed"], state["closed"]
+        for path, numbers in state["released"].items():
+            self._released[path].fill_(False)[numbers] = True
+        self._hand_out()
 
-    def _share(self, allowances: Mapping[str, int]) -> float:
-        """The cost where each gate has let go of the first entries of its ranking, beside what its mask has; a share of the original."""
+    def _share(self, going: Mapping[str, Sequence[int]]) -> float:
+        """The cost where each gate has let go of these entries, beside what its mask has; a share of the original."""
         masks = {}
         for path, gate in self.gates.items():
             kept = gate.mask.detach().cpu().clone()
-            kept[gate.ranking().cpu()[: allowances.get(path, 0)]] = False
+            kept[list(going.get(path, ()))] = False
             masks[path] = kept
         cost = self._couplings.cost(masks, self.residual)
         return float(getattr(cost, self.quantity)) / self._original
 
     def _release(self, share: float) -> None:
-        """Let gates shrink the entries with the lowest prices, as many as bring the cost nearest to ``share``."""
+        """Release the entries with the lowest prices too, as many as bring the cost nearest to ``share``."""
         offers = sorted(offer for path, gate in self.gates.items() for offer in self._offers(path, gate))
 
+        def with_first(count: int) -> dict[str, list[int]]:
+            going = {path: _numbers(entries) for path, entries in self._released.items()}
+            for _, path, entry in offers[:count]:
+                going[path].append(entry)
+            return going
+
         def left(count: int) -> float:
-            return self._share(Counter(path for *_, path in offers[:count]))
+            return self._share(with_first(count))
 
         count = bisect_left(range(len(offers)), -share, key=lambda count: -left(count))
-        if count and left(count - 1) - share < share - left(count):
+        if count and (count == len(offers) or left(count - 1) - share < share - left(count)):
             count -= 1
-        taken = Counter(path for *_, path in offers[:count])
-        for path, gate in self.gates.items():
-            gate.allowance = taken[path]
+        for path, entries in with_first(count).items():
+            self._released[path][entries] = True
 
-    def _offers(self, path: str, gate: Gate) -> list[tuple[float, float, str]]:
-        """For each entry that the gate may let go of, in the order of its ranking: price, place in the ranking from 0 to 1, path.
-
-        The price is what the entry costs in accuracy for what it saves; it never falls along the ranking, so that a gate's cheapest
-        offers are always the first entries of its ranking.
-        """
-        count = gate.shrinkable
-        if not count:
+    def _offers(self, path: str, gate: Gate) -> list[tuple[float, str, int]]:
+        """What the gate may still let go of: price, path, entry. The price is what the entry costs in accuracy for what it saves."""
+        left = torch.nonzero(~self._released[path]).flatten()
+        room = gate.shrinkable - int(self._released[path].sum())
+        if room <= 0:
             return []
-        order = gate.ranking()[:count]
-        saving = max((self._share({}) - self._share({path: count})) / count, _LEAST_SAVING)
-        shut = gate.running_salience[order] < _SHUT
-        prices = gate.sensitivity[order].double().masked_fill(shut, 0.0).div(saving).cummax(0).values
-        return [(price, place / gate.entries, path) for place, price in enumerate(prices.tolist())]
+        cheapest = left[torch.argsort(gate.sensitivity[left], stable=True)][:room]
+        saving = max((self._share({}) - self._share({path: cheapest.tolist()})) / len(cheapest), _LEAST_SAVING)
+        prices = gate.sensitivity[cheapest].double() / saving
+        return [(price, path, entry) for price, entry in zip(prices.tolist(), cheapest.tolist(), strict=True)]
+
+
+def _numbers(entries: Tensor) -> list[int]:
+    """Which entries of a bool ``[entries]`` are true."""
+    numbers: list[int] = torch.nonzero(entries).flatten().tolist()
+    return numbers

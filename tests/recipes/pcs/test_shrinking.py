@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -65,17 +64,24 @@ def test_where_nothing_is_to_shrink_there_is_no_loss(change: dict[str, Any], pro
     assert made.training_loss(Moment(0.5)) is None, "an eval pass is no training"
 
 
-def test_an_allowance_says_how_many_shrink() -> None:
+def test_only_what_is_released_shrinks() -> None:
     made = gate().double().train()
     made(*(x.double() for x in inputs()))
-    losses = []
-    for allowance in (None, 9, 4, 3, 1):
-        made.allowance = allowance
-        losses.append(made.training_loss(Moment(0.7)).item())  # type: ignore[union-attr]
-    assert losses[0] == losses[1] == losses[2]
-    assert all(a >= b for a, b in pairwise(losses))
-    made.allowance = 0
+    everything = made.training_loss(Moment(0.7))
+    order = made.ranking()
+    made.released = torch.zeros_like(made.mask)
     assert made.training_loss(Moment(0.7)) is None
+    alone = []
+    for entry in range(made.entries):
+        made.released.fill_(False)[entry] = True
+        alone.append(made.training_loss(Moment(0.7)).item())  # type: ignore[union-attr]
+    assert len(set(alone)) > 2
+    made.released.fill_(False)[order[[-1, 2]]] = True
+    assert made.training_loss(Moment(0.7)).item() == pytest.approx(alone[order[-1]] + alone[order[2]])  # type: ignore[union-attr]
+    assert made.ranking()[:2].tolist() == [order[2], order[-1]]
+    assert made.ranking().sort().values.tolist() == list(range(made.entries))
+    made.released.fill_(True)
+    assert made.training_loss(Moment(0.7)).item() == everything.item(), "no more than may go"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0])
