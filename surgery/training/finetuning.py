@@ -189,7 +189,8 @@ def _carry_out(
     written = folder is not None and processes.first(lambda: folder.finish(final, results))
     budget = results.get("budget")
     if budget is not None and not budget["within_tolerance"] and processes.main:
-        log.warning("The target was missed: %.3f of the original, not %g; the channels come in steps as large as that.", budget["reached"], budget["target"])
+        missed = "The target was missed: %.3f of the original, not %g; the channels come in steps as large as that."
+        log.warning(missed, budget["reached"], budget["target"])
     return Outcome(final, results, training.step - began, began, written)
 
 
