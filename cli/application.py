@@ -20,7 +20,21 @@ from chansurg.surgery.errors import InputError
 # typer brings click with it, in some versions under a name of its own; this is its class either way.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
-COMMANDS = ("inspect", "recipes", "convert", "finetune", "evaluate", "slice", "verify", "bench", "export", "diff", "history", "undo")
+COMMANDS = (
+    "inspect",
+    "recipes",
+    "convert",
+    "finetune",
+    "evaluate",
+    "slice",
+    "verify",
+    "bench",
+    "export",
+    "diff",
+    "history",
+    "undo",
+    "report",
+)
 """Each is the function of that name in the file of that name."""
 
 HELP = "Model surgery for pretrained vision networks: smaller, measurably faster, still fine-tunable."

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from chansurg.surgery.delivery.optimizing import Optimization as Optimization
     from chansurg.surgery.delivery.optimizing import optimization_of as optimization_of
     from chansurg.surgery.delivery.optimizing import optimize as optimize
+    from chansurg.surgery.delivery.report.page import report as report
     from chansurg.surgery.errors import ChansurgError as ChansurgError
     from chansurg.surgery.errors import InputError as InputError
     from chansurg.surgery.errors import Refusal as Refusal
@@ -87,6 +88,7 @@ _HOMES = {
     "plan": "converting",
     "recipe_loss": "training.recipe_loss",
     "record_of": "files.provenance",
+    "report": "delivery.report.page",
     "save": "files.modelfile",
     "slice": "slicing.slicing",
     "undo": "files.lineage",

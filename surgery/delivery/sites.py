@@ -12,16 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from chansurg.surgery.errors import InputError
+from chansurg.surgery.delivery.calls import Shapes, calls_on_shapes
 from chansurg.surgery.files.provenance import unwrapped
 from chansurg.surgery.forwards.rewriting import original_class
-from chansurg.surgery.forwards.skeleton import meta_copy
-from chansurg.surgery.nested import tensors_in
-
-Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -39,14 +34,6 @@ class Place:
     inputs: Shapes
 
 
-@dataclass(frozen=True)
-class _Called:
-    """What a module was called on and gave; ``inputs`` is ``None`` where it took anything but tensors, or ran more than once."""
-
-    inputs: Shapes | None
-    outputs: Shapes
-
-
 def find_places(network: nn.Module, other: nn.Module, shape: Sequence[int]) -> list[Place]:
     """The places where ``network`` differs from ``other``, in the order of execution; nothing is computed.
 
@@ -59,7 +46,7 @@ def find_places(network: nn.Module, other: nn.Module, shape: Sequence[int]) -> l
         InputError: where one of them cannot run on shapes alone.
     """
     modules = [dict(unwrapped(one).named_modules()) for one in (network, other)]
-    calls = [_calls(one, shape) for one in (network, other)]
+    calls = [calls_on_shapes(one, shape) for one in (network, other)]
     same: dict[str, bool] = {}
 
     def parts(side: int, path: str) -> list[str]:
@@ -102,42 +89,3 @@ def _shell(module: nn.Module) -> tuple[Any, ...]:
     own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     told = "" if next(module.children(), None) is not None else module.extra_repr()
     return original_class(module), getattr(forward, "source", None), {name: tuple(tensor.shape) for name, tensor in own}, told
-
-
-def _calls(network: nn.Module, shape: Sequence[int]) -> dict[str, _Called]:
-    """What every module was called on and gave, in the order in which they began."""
-    empty = meta_copy(unwrapped(network))
-    dtype = next((p.dtype for p in empty.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    found: dict[str, _Called] = {}
-
-    def watch(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            plain = not kwargs and all(isinstance(arg, Tensor) for arg in args) and not found[path].outputs
-            found[path] = _Called(_shapes(args) if plain else None, _shapes(output))
-
-        return hook
-
-    def begin(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            found.setdefault(path, _Called(None, ()))
-
-        return hook
-
-    for path, module in empty.named_modules():
-        module.register_forward_pre_hook(begin(path))
-        module.register_forward_hook(watch(path), with_kwargs=True)
-    try:
-        with torch.no_grad():
-            empty(torch.empty(tuple(shape), dtype=dtype, device="meta"))
-    except Exception as error:
-        raise InputError(
-            f"The network does not run on shapes alone: {(str(error) or type(error).__name__).splitlines()[0]}",
-            where=type(network).__name__,
-            not_done="Its layers were not compared.",
-            to_do="Leave --per-layer out.",
-        ) from error
-    return found
-
-
-def _shapes(value: Any) -> Shapes:
-    return tuple(tuple(tensor.shape) for tensor in tensors_in(value))
