@@ -67,7 +67,7 @@ class RecipeLayer(nn.Module):
     """Whether it adds its second input to its first, or to a part of it, as the addition at the end of a residual block does."""
 
     keeps_nonnegative: bool = False
-    """Whether it puts out no negative number where it is given none."""
+    """Whether it puts out no negative number where it is given none; a gate: where its features hold none, whatever its source."""
 
     def for_runtime(self, target: Target) -> nn.Module:
         """A module that is called with the same tensors and gives the same in eval mode, in the form that is fastest on ``target``.

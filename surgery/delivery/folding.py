@@ -24,11 +24,12 @@ from chansurg.surgery.survey.kinds import function_name, is_norm, linear_of, mod
 from chansurg.surgery.survey.regions import Region
 
 _NORM_FORWARDS = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward, nn.modules.instancenorm._InstanceNorm.forward)
-_FROZEN = frozenset(("FrozenBatchNorm2d",))
-_WITH_ACTIVATION = frozenset(("BatchNormAct2d", "FrozenBatchNormAct2d"))
+_WITH_ACTIVATION = frozenset(("BatchNormAct2d",))
 _PADDING_ITSELF = frozenset(("Conv2dSame",))
 """Convolutions that pad by what they are given and are a convolution otherwise."""
-_RESHAPES = frozenset(("reshape", "view", "flatten", "reshape_as", "view_as"))
+_LIKE = frozenset(("reshape_as", "view_as"))
+_RESHAPES = frozenset(("reshape", "view", "flatten")) | _LIKE
+_PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,21 @@ class Fold:
     norm: str
     shares: tuple[Share, ...]
     ahead: bool = False
+
+
+def thaw(network: nn.Module) -> nn.Module:
+    """Put a batch norm with the same numbers in the place of each of torchvision's frozen ones, in place.
+
+    A survey takes batch norms for what they are; a frozen one's forward is arithmetic, which it follows into its parts.
+    """
+    for module in list(network.modules()):
+        for name, norm in list(module.named_children()):
+            if type(norm).__name__ == "FrozenBatchNorm2d" and type(norm).__module__.startswith("torchvision."):
+                frozen: Any = norm
+                twin = nn.BatchNorm2d(frozen.weight.shape[0], frozen.eps, device=frozen.weight.device, dtype=frozen.weight.dtype)
+                twin.load_state_dict(frozen.state_dict(), strict=False)
+                setattr(module, name, twin.eval())
+    return network
 
 
 def norms_inside(network: nn.Module) -> list[Fold]:
@@ -97,14 +113,14 @@ def find_fold(survey: Survey, region: Region, node: fx.Node) -> Fold | str | Non
 
 def _against_norm(norm: nn.Module) -> str | None:
     name = type(norm).__name__
-    if type(norm).forward not in _NORM_FORWARDS and name not in _FROZEN | _WITH_ACTIVATION:
+    if type(norm).forward not in _NORM_FORWARDS and name not in _WITH_ACTIVATION:
         return f"{name} does more than its kind"
     return "code of somebody's own is called with it" if norm._forward_hooks else None
 
 
 def _sources(node: fx.Node, axis: int, begin: int) -> list[tuple[fx.Node, int]] | str:
     """The layers whose output channels ``node`` puts out along ``axis``, each with the place of its first; nobody else reads them."""
-    if len(node.users) != 1:
+    if len(_readers(node)) != 1:
         return f"what {path_of(node)} gives is read by others too"
     module, shape = module_of(node), shape_of(node)
     if isinstance(module, (nn.modules.conv._ConvNd, RecipeLayer)):
@@ -114,7 +130,7 @@ def _sources(node: fx.Node, axis: int, begin: int) -> list[tuple[fx.Node, int]] 
         return [(node, begin)] if last else f"it works across another axis than the channels of {path_of(node)}"
     inputs = tensor_inputs(node)
     before = shape_of(inputs[0]) if inputs else None
-    if isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
+    if isinstance(module, _PASSING):
         return _sources(inputs[0], axis, begin)
     if function_name(node) in _RESHAPES and before is not None and shape is not None and axis == len(shape) - 1 and before[-1] == shape[-1]:
         return _sources(inputs[0], len(before) - 1, begin)
@@ -129,6 +145,15 @@ def _sources(node: fx.Node, axis: int, begin: int) -> list[tuple[fx.Node, int]] 
             begin += width[axis]
         return found
     return f"what it works on comes out of {type(module).__name__ if module is not None else function_name(node) or node.op}"
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Who reads a node's numbers; its shape is no secret."""
+    return [
+        user
+        for user in node.users
+        if function_name(user) not in ("size", "dim", "getattr") and not (function_name(user) in _LIKE and user.args[0] is not node)
+    ]
 
 
 def _joins(node: fx.Node, axis: int) -> bool:
@@ -176,8 +201,10 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 def _reader(survey: Survey, region: Region, node: fx.Node) -> str | None:
     """The one layer that reads the norm at ``node``, and can take it in: a linear layer, or a convolution that does not pad."""
-    users = list(node.users)
+    users = _readers(node)
     layer = module_of(users[0]) if len(users) == 1 else None
+    if isinstance(layer, _PASSING):
+        return _reader(survey, region, users[0])
     if layer is None or isinstance(layer, _TRANSPOSED) or _against_layer(layer) is not None:
         return None
     if survey.uneditable(region, users[0], replaces=True) is not None:

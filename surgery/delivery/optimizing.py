@@ -22,7 +22,7 @@ from chansurg.surgery.delivery.signs import is_idle, nonnegative
 from chansurg.surgery.editing.applying import perform
 from chansurg.surgery.edits import Address, Bypass
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.files.provenance import record_of, refuse_wrapped
+from chansurg.surgery.files.provenance import attach, record_of, refuse_wrapped
 from chansurg.surgery.layer import RecipeLayer, Target
 from chansurg.surgery.survey import Survey, survey
 from chansurg.surgery.survey.kinds import module_of, path_of
@@ -102,11 +102,12 @@ def optimize(
     home = next((tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()), torch.zeros(()))
     x = _example(model, seed) if example is None else example
     x = x.detach().to(home.device, home.dtype)
-    before = survey(original, tuple(x.shape[1:]))
     expected = _expected(original, x)
     exact = _exact(original, x)
+    folding.thaw(original)
+    before = survey(original, tuple(x.shape[1:]))
     chosen = layout or best_layout(original, runtime, home)
-    left: dict[str, str] = {}
+    left = {path or "(the network)": f"it could not be traced: {reason}" for path, reason in before.untraced.items()}
     steps = list(STEPS)
     while True:
         plan = _plan(before, original, Target("eager" if runtime == "cuda-graph" else runtime, home.device.type), steps)
@@ -132,7 +133,7 @@ def optimize(
         None if double is None else double.max_rel_error,
     )
     object.__setattr__(made, ATTRIBUTE, told)
-    return made
+    return attach(made, record_of(model))
 
 
 def optimization_of(model: nn.Module) -> Optimization | None:

@@ -47,10 +47,9 @@ def _is_nonnegative(node: fx.Node, found: Mapping[fx.Node, bool]) -> bool:
         return module is None or _is_torchs_own(activation_of(module) or module)
     if not inputs:
         return False
-    if isinstance(module, Gate):
-        return found[inputs[0]]
     if isinstance(module, RecipeLayer):
-        return module.keeps_nonnegative and all(found[source] for source in inputs)
+        multiplied = inputs[:1] if isinstance(module, Gate) else inputs
+        return module.keeps_nonnegative and all(found[source] for source in multiplied)
     if name in ("clamp", "clip", "hardtanh", "clamp_min"):
         least = getattr(module, "min_val", None) if module is not None else _argument(node, 1, ("min", "min_val"))
         return isinstance(least, (int, float)) and least >= 0
