@@ -15,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+
+from chansurg.surgery.delivery.timing import in_turn
 
 FLOOR = """
 import sys
@@ -49,10 +52,9 @@ def main() -> None:
         output = str(Path(folder) / "pix.safetensors")
         convert = [sys.executable, "-m", "chansurg", "convert", str(checkpoint), "--recipe", "pix", "-q", "-o", output, "--force"]
         convert += arguments.recipe_options.split()
-        run(floor), run(convert)
-        pairs = [(run(floor), run(convert)) for _ in range(arguments.runs)]
+        taken = in_turn([partial(run, floor), partial(run, convert)], rounds=arguments.runs)
     for index, (name, unit, aim) in enumerate((("wall time", "s", 1.3), ("peak memory", "MB", 1.2))):
-        floors, converts = [pair[0][index] for pair in pairs], [pair[1][index] for pair in pairs]
+        floors, converts = ([run[index] for run in runs] for runs in taken)
         ratio = statistics.median(b / a for a, b in zip(floors, converts, strict=True))
         print(
             f"{name:12s} floor {statistics.median(floors):8.2f} {unit:2s} ({min(floors):.2f} to {max(floors):.2f})   "

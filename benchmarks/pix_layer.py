@@ -8,32 +8,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import nn
 
 from chansurg.recipes.pix.layer import PickOrMix
+from chansurg.surgery.delivery.timing import seconds_in_turn, stopwatch_for
 
 # the squeezes of ResNet-50: (channels in, channels out, height and width)
 SITES = [(256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7)]
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-def seconds_in_turn(calls: list[Callable[[], object]], device: str, rounds: int) -> list[list[float]]:
-    """The seconds of each call in each round, the calls taking turns so that a busy machine is busy for all."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for turn in range(rounds + 2):
-        for call, taken in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn >= 2:
-                taken.append(time.perf_counter() - start)
-    return seconds
 
 
 def main() -> None:
@@ -53,7 +38,8 @@ def main() -> None:
             ready = [layer.eval().to(options.device, memory_format=memory_format) for layer in layers]
             runs = [torch.compile(layer) if options.compile else layer for layer in ready]
             with torch.no_grad():
-                seconds = seconds_in_turn([partial(run, x) for run in runs], options.device, options.rounds)
+                calls = [partial(run, x) for run in runs]
+                seconds = seconds_in_turn(calls, rounds=options.rounds, stopwatch=stopwatch_for(options.device))
             conv, contiguous, strided = map(statistics.median, seconds)
             ratios = f"{conv / contiguous:10.2f}x {conv / strided:8.2f}x"
             print(f"{f'{channels} -> {outputs} @{size}':>16} {layout:>14} {conv * 1e3:9.3f} {ratios}")

@@ -30,6 +30,7 @@ from torchvision.transforms import v2
 
 import chansurg
 from chansurg.surgery.architecture import IMAGENET_MEAN, IMAGENET_STD
+from chansurg.surgery.delivery.timing import in_turn
 from chansurg.surgery.images.classified import ClassifiedImages
 from chansurg.surgery.training.loop import Training
 
@@ -128,12 +129,7 @@ def by_trainer(model: nn.Module, data: Path, *, device: str, batch_size: int, st
 
 def compare(name: str, images: int, rounds: int, trainer: Callable[[], Stopwatch], plain: Callable[[], Stopwatch]) -> None:
     """Print both throughputs and the ratios; the two take turns, and in turns begin. The first round only warms up."""
-    ours: list[Stopwatch] = []
-    theirs: list[Stopwatch] = []
-    for turn in range(rounds + 1):
-        for loop, taken in ((trainer, ours), (plain, theirs))[:: 1 if turn % 2 else -1]:
-            taken.append(loop())
-    ours, theirs = ours[1:], theirs[1:]
+    ours, theirs = in_turn([trainer, plain], rounds=rounds)
     wall = sorted(b.wall / a.wall for a, b in zip(ours, theirs, strict=True))
     processor = sorted(b.processor / a.processor for a, b in zip(ours, theirs, strict=True))
     pace = [images / statistics.median(taken.wall for taken in seconds) for seconds in (ours, theirs)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import chansurg
-from benchmarks.pix_layer import seconds_in_turn
 from benchmarks.recovery.results import Result, ResultFolder
 from benchmarks.recovery.rows import ROWS, Row, Subject
+from chansurg.surgery.delivery.timing import Spread, seconds_in_turn
 
 ROUNDS = 100
 
@@ -87,6 +86,5 @@ def _latencies(network: nn.Module, original: nn.Module, batch_size: int) -> tupl
     images = torch.rand(batch_size, *chansurg.record_of(original).preprocessing.input_size)
     with torch.inference_mode():
         calls = [partial(module.eval(), images) for module in (network, copy.deepcopy(original))]
-        quartiles = [statistics.quantiles(seconds, n=4) for seconds in seconds_in_turn(calls, "cpu", ROUNDS)]
-    mine, its = (1e3 * median for _, median, _ in quartiles)
-    return mine, its, max((upper - lower) / median for lower, median, upper in quartiles)
+        mine, its = map(Spread.of, seconds_in_turn(calls, rounds=ROUNDS))
+    return 1e3 * mine.median, 1e3 * its.median, max(mine.relative, its.relative)

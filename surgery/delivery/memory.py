@@ -64,18 +64,18 @@ def memory_of_torch(call: Callable[[], object], network: nn.Module, device: torc
     return Memory(weights + most, "torch's CPU allocator, and the weights")
 
 
-def memory_of_child(path: Path, shapes: Sequence[Sequence[int]], threads: int, device: str) -> Memory:
+def memory_of_child(path: Path, shape: Sequence[int], threads: int, device: str) -> Memory:
     """By how much the largest resident memory of a child process grows when it loads an ONNX file and runs it twice.
 
     Args:
         path: the file.
-        shapes: of its inputs, all float32.
+        shape: of its one input, ``[B, C, H, W]``.
         threads: of the session.
         device: where it runs; nothing but ``cpu`` can be told.
     """
     if device != "cpu":
         return Memory(None, "ONNX Runtime does not tell what it occupies on a device")
-    task = json.dumps({"path": str(path), "shapes": [list(shape) for shape in shapes], "threads": threads})
+    task = json.dumps({"path": str(path), "shape": list(shape), "threads": threads})
     done = subprocess.run([sys.executable, "-P", str(_CHILD), task], capture_output=True, text=True, check=False)
     if done.returncode:
         return Memory(None, f"the child process failed: {(done.stderr.strip() or 'no message').splitlines()[-1][:200]}")

@@ -7,26 +7,24 @@ of the table. Everything here is warm when it comes back: it ran once, on the ve
 from __future__ import annotations
 
 import importlib
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from chansurg.surgery.delivery.formats import FORMATS, Order, quiet
 from chansurg.surgery.delivery.memory import Memory, memory_of_child, memory_of_torch
 from chansurg.surgery.delivery.timing import Stopwatch, stopwatch_for, wall_clock
+from chansurg.surgery.nested import tensors_in
 
 Inputs = tuple[Tensor, ...]
 
 _ONNX_FLOAT = 1  # TensorProto.FLOAT
+_WARM_UPS = 3
 
 
 class Unavailable(Exception):
@@ -74,7 +72,7 @@ def prepare(runtime: str, network: nn.Module, inputs: Inputs, folder: Path) -> R
         Unavailable: where it does not run there.
     """
     try:
-        with _quiet():
+        with quiet():
             ready = RUNTIMES[runtime].prepare(network, inputs, folder)
             ready.call()
     except Unavailable:
@@ -95,11 +93,8 @@ def _compiled(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
 
 
 def _aot_inductor(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
-    inductor: Any = importlib.import_module("torch._inductor")
-    with torch.no_grad():
-        exported = torch.export.export(network, inputs)
-        package = inductor.aoti_compile_and_package(exported, package_path=str(folder / "network.pt2"))
-    return _of_torch(inductor.aoti_load_package(package), inputs, network)
+    path = _exported("aoti", network, inputs, folder)
+    return _of_torch(FORMATS["aoti"].open(path, inputs[0].device), inputs, network)
 
 
 def _cuda_graph(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
@@ -107,21 +102,21 @@ def _cuda_graph(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
     if inputs[0].device.type != "cuda":
         raise Unavailable("CUDA graphs need a CUDA device")
     cuda: Any = torch.cuda  # its streams are not typed
-    aside = cuda.Stream(inputs[0].device)
-    aside.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode():
-        with torch.cuda.stream(aside):
-            for _ in range(3):
+    device = inputs[0].device
+    with cuda.device(device), torch.inference_mode():
+        aside, graph = cuda.Stream(), cuda.CUDAGraph()
+        aside.wait_stream(cuda.current_stream())
+        with cuda.stream(aside):
+            for _ in range(_WARM_UPS):
                 network(*inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph):
+        cuda.current_stream().wait_stream(aside)
+        with cuda.graph(graph):
             kept = network(*inputs)
 
     def replay(_keeping: object = (network, inputs, kept)) -> None:
         graph.replay()
 
-    return Ready(replay, stopwatch_for("cuda"), partial(memory_of_torch, replay, network, inputs[0].device))
+    return Ready(replay, stopwatch_for(str(device)), partial(memory_of_torch, replay, network, device))
 
 
 def _of_torch(forward: Callable[..., object], inputs: Inputs, network: nn.Module) -> Ready:
@@ -133,33 +128,42 @@ def _of_torch(forward: Callable[..., object], inputs: Inputs, network: nn.Module
 
 
 def _onnx_runtime(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
-    if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
-        raise Unavailable("onnxruntime or onnxscript is not installed; `pip install chansurg[onnx]` brings both")
+    path = _exported("onnx", network, inputs, folder)
     runtime: Any = importlib.import_module("onnxruntime")
-    device = inputs[0].device
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.type, "none")
+    x = inputs[0].detach().contiguous()
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(x.device.type, "none")
     if provider not in runtime.get_available_providers():
-        raise Unavailable(f"this onnxruntime has no provider for {device.type}; it has {', '.join(runtime.get_available_providers())}")
-    if any(x.dtype != torch.float32 for x in inputs):
+        raise Unavailable(f"this onnxruntime has no provider for {x.device.type}; it has {', '.join(runtime.get_available_providers())}")
+    if x.dtype != torch.float32:
         raise Unavailable("nothing but float32 is timed in ONNX Runtime")
-    path = folder / "network.onnx"
-    torch.onnx.export(network, inputs, path, dynamo=True, verbose=False, external_data=False)
     threads = torch.get_num_threads()
     session = runtime.InferenceSession(str(path), _session_options(runtime, threads), providers=[provider])
-    binding = session.io_binding()
-    sources = [x.detach().contiguous() for x in inputs]
-    for given, x in zip(session.get_inputs(), sources, strict=True):
-        where = (device.type, device.index or 0)
-        binding.bind_input(given.name, *where, element_type=_ONNX_FLOAT, shape=tuple(x.shape), buffer_ptr=x.data_ptr())
+    # Bound to memory that is there already: copying in and out is no part of the network.
+    binding, where = session.io_binding(), (x.device.type, x.device.index or 0)
+    given = session.get_inputs()[0].name
+    binding.bind_input(given, *where, element_type=_ONNX_FLOAT, shape=tuple(x.shape), buffer_ptr=x.data_ptr())
     for output in session.get_outputs():
-        binding.bind_output(output.name, device.type, device.index or 0)
+        binding.bind_output(output.name, *where)
 
-    def call(_keeping: object = sources) -> None:
+    def call(_keeping: object = x) -> None:
         session.run_with_iobinding(binding)
 
-    shapes = [tuple(x.shape) for x in sources]
     # It runs on a stream and on threads of its own, and returns when it is done: the clock on the wall is the one that fits both devices.
-    return Ready(call, wall_clock, partial(memory_of_child, path, shapes, threads, device.type))
+    return Ready(call, wall_clock, partial(memory_of_child, path, tuple(x.shape), threads, x.device.type))
+
+
+def _exported(name: str, network: nn.Module, inputs: Inputs, folder: Path) -> Path:
+    """The network as a file of a format, for inputs of just these shapes."""
+    form = FORMATS[name]
+    if (missing := form.missing()) is not None:
+        raise Unavailable(f"{missing[0]}; {missing[1]}")
+    if len(inputs) != 1:
+        raise Unavailable("parts that take more than one tensor are not exported")
+    with torch.no_grad():
+        outputs = len(tensors_in(network(*inputs)))
+    path = folder / f"network{form.suffix}"
+    form.write(Order(network.requires_grad_(False), inputs[0], False, outputs, ""), path)
+    return path
 
 
 def _session_options(runtime: Any, threads: int) -> Any:
@@ -184,16 +188,3 @@ RUNTIMES: Mapping[str, Runtime] = {
     "aoti": Runtime(_aot_inductor),
     "cuda-graph": Runtime(_cuda_graph),
 }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what exporters and compilers say on their way; what went wrong comes as an exception."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

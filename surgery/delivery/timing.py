@@ -17,6 +17,8 @@ The rule. A ratio of medians is told unless
 
 What no rule sees is a disturbance as steady as the machine itself, another process that keeps one core busy from the first round to the
 last, say; :func:`others_share` tells of it where the operating system does.
+
+torch is imported where a CUDA device is timed and nowhere else: whoever times whole processes should not be the largest of them.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 T = TypeVar("T")
 Stopwatch = Callable[[Callable[[], object], int], float]
@@ -100,22 +102,25 @@ def wall_clock(call: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
-def cuda_events(call: Callable[[], object], times: int) -> float:
-    """Seconds of one call on the current CUDA stream, between two events on it, launches that the device has to wait for included."""
+def cuda_events(call: Callable[[], object], times: int, device: Any = None) -> float:
+    """Seconds of one call on a CUDA device's current stream, between two events on it; launches that it has to wait for count."""
+    import torch
+
     cuda: Any = torch.cuda  # its events are not typed
     begin, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    begin.record()
-    for _ in range(times):
-        call()
-    end.record()
-    end.synchronize()
+    with cuda.device(device):
+        cuda.synchronize()
+        begin.record()
+        for _ in range(times):
+            call()
+        end.record()
+        end.synchronize()
     return float(begin.elapsed_time(end)) / 1e3 / times
 
 
 def stopwatch_for(device: str) -> Stopwatch:
     """The stopwatch for calls of torch on a device."""
-    return cuda_events if torch.device(device).type == "cuda" else wall_clock
+    return partial(cuda_events, device=device) if device.partition(":")[0] == "cuda" else wall_clock
 
 
 def in_turn(measures: Sequence[Callable[[], T]], *, rounds: int, warm_up: int = 1) -> list[list[T]]:

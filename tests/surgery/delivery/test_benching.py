@@ -11,7 +11,7 @@ from networks.small import Small, small
 from torch import nn
 
 import chansurg
-from chansurg.surgery.delivery import benching, runtimes
+from chansurg.surgery.delivery import benching, formats, runtimes
 from chansurg.surgery.delivery.benchmark import promise_kept
 from chansurg.surgery.delivery.memory import memory_of_torch
 from chansurg.surgery.delivery.runtimes import RUNTIMES, Ready, Runtime, Unavailable
@@ -150,10 +150,10 @@ def test_onnx_runtime_runs_the_network_in_its_own_layout_and_memory_comes_from_a
 
 
 def test_without_onnx_runtime_there_is_a_row_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == "onnxruntime" else importlib.util.find_spec(name))
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxruntime" else importlib.util.find_spec(name))
     (row,) = chansurg.bench(small(), runtimes=["onnxruntime"], input_sizes=SIZE).rows
     assert row.reason is not None
-    assert "pip install chansurg[onnx]" in row.reason
+    assert "pip install 'chansurg[onnx]'" in row.reason
 
 
 def test_per_layer_times_the_parts_that_differ() -> None:
