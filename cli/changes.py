@@ -12,6 +12,7 @@ from rich.text import Text
 from chansurg.cli.layer_text import layer_text, scale_text
 from chansurg.cli.reporting import grid
 from chansurg.surgery.edits import Attach, Bypass, Edit, Inherit, Insert, Repeat, Replace, Route, Scale, new_layers
+from chansurg.surgery.listing import alike
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,7 +93,7 @@ def changes_table(found: Iterable[Change], *, every: bool) -> Table:
     for owners, inside in runs:
         where = [Text(owners[0] or "(top)", style="bold")]
         if len(owners) > 1:
-            where = [Text(f"{owners[0]} … {owners[-1]}", style="bold"), Text(f"  {len(owners)} alike", style="dim")]
+            where = [Text(alike(owners), style="bold"), Text(f"  {len(owners)} alike", style="dim")]
         if len(inside) < len(where):
             where = [Text("\n").join(where)]
         for position, change in enumerate(inside):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
+from chansurg.cli.calibration_options import Calibrate, KeepDrift, MaxBlocks, Only, Refine, Samples, Skip, TargetMacs, without_images
 from chansurg.cli.changes import Change, changes, changes_table, layers_at, scaled_tensors
+from chansurg.cli.choice_table import show_choice
+from chansurg.cli.drift_table import show_drift
 from chansurg.cli.interrupts import stop_if_interrupted
 from chansurg.cli.left_alone import show_skipped
 from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, existing_input, given_path, read_model, stem
@@ -17,7 +21,9 @@ from chansurg.cli.numbers import broke_off, counted, counts_table
 from chansurg.cli.output_file import check_output, note_written
 from chansurg.cli.recipe_options import recipe_parameters
 from chansurg.cli.reporting import Report
+from chansurg.surgery.drift import drift_of
 from chansurg.surgery.recipe import find_recipe, flag
+from chansurg.surgery.selecting.limits import Limits
 
 if TYPE_CHECKING:
     from chansurg.surgery.journal import Entry
@@ -27,6 +33,8 @@ EXAMPLES = (
     "chansurg convert resnet50.pth --recipe pix",
     "chansurg convert resnet50.pth --recipe pix --mode downscale -o r50.safetensors",
     "chansurg convert resnet50 --pretrained --recipe pix --zeta 8 --dry-run",
+    "chansurg convert resnet50.pth --recipe mod --calibrate imagenet/ --samples 512",
+    "chansurg convert resnet50.pth --recipe slimconv --target-macs 0.75 --skip layer4",
 )
 PARAMETERS = recipe_parameters
 
@@ -42,6 +50,14 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and write nothing.")] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the layers that start anew.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT whatever it holds. The input is never replaced.")] = False,
+    calibrate: Calibrate = None,
+    samples: Samples = None,
+    refine: Refine = None,
+    only: Only = None,
+    skip: Skip = None,
+    max_blocks: MaxBlocks = None,
+    target_macs: TargetMacs = None,
+    keep_drift: KeepDrift = None,
     arch: Arch = None,
     input_size: InputSize = None,
     pretrained: Pretrained = False,
@@ -55,6 +71,9 @@ def convert(
     start = time.perf_counter()
     given = {name: value for name, value in recipe_options.items() if value is not None}
     find_recipe(recipe).options(given)
+    limits = Limits(max_blocks, target_macs, keep_drift).given
+    if calibrate is None and (samples is not None or refine is not None):
+        raise without_images("--samples" if refine is None else "--refine", "--calibrate DATA", "Nothing was converted.")
     target = output or Path(f"{stem(model)}-{recipe}.safetensors")
     source = existing_input(model)
     if not dry_run:
@@ -62,10 +81,18 @@ def convert(
     network = read_model(report, model, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
 
     import chansurg
+    from chansurg.surgery.converting import SAMPLES
+    from chansurg.surgery.images.opening import opened
 
-    plan = chansurg.plan(network, recipe, **given)
+    images = opened(calibrate, chansurg.record_of(network).preprocessing, SAMPLES if samples is None else samples, seed)
+    began = time.perf_counter()
+    with report.progress("where to cut", "trials") if limits else nullcontext() as progress:
+        plan = chansurg.plan(
+            network, recipe, calibrate=images, only=only or (), skip=skip or (), seed=seed, progress=progress, **limits, **given
+        )
+    planned = time.perf_counter() - began
     before = layers_at(network, plan.edits)
-    network = chansurg.apply(network, plan, inplace=True, seed=seed)
+    network = chansurg.apply(network, plan, calibrate=images, refine=refine, inplace=True, seed=seed)
     entry = chansurg.record_of(network).journal[-1]
     found = changes(plan.edits, before, layers_at(network, plan.edits))
     state = network.state_dict()
@@ -86,25 +113,43 @@ def convert(
             "before": dict(entry.before),
             "after": dict(entry.after),
             "uncounted": list(entry.uncounted),
+            "drift": entry.results["drift"],
+            "calibration": entry.results.get("calibration"),
+            "choice": entry.results.get("choice"),
         },
         line="nothing was written" if dry_run else str(target),
-        show=lambda: _show(report, plan, entry, found, (kept, scaled), None if dry_run else target, seconds),
+        show=lambda: _show(report, plan, entry, found, (kept, scaled), None if dry_run else target, (planned, seconds)),
     )
 
 
-def _show(report: Report, plan: Plan, entry: Entry, found: list[Change], old: tuple[int, int], target: Path | None, seconds: float) -> None:
+def _show(
+    report: Report,
+    plan: Plan,
+    entry: Entry,
+    found: list[Change],
+    old: tuple[int, int],
+    target: Path | None,
+    took: tuple[float, float],
+) -> None:
     out = report.out
+    planned, seconds = took
     options = " ".join(f"{flag(name)} {value}" for name, value in plan.options.items() if value is not None)
     report.say(Text.assemble((plan.recipe, "bold"), f": {counted(len(plan.sites), 'site')}, {counted(len(plan.edits), 'edit')}"))
     report.say(f"{options}\n", style="dim")
+    if plan.choice is not None:
+        show_choice(report, plan.choice, planned)
     out.print(changes_table(found, every=report.verbose))
     show_skipped(report, [skip.as_json() for skip in plan.skipped])
     out.print()
     out.print(counts_table(entry.before, entry.after))
     if stopped := broke_off(entry.uncounted):
         report.say(stopped, style="dim")
+    drift = drift_of(entry.results)
+    if drift is not None:
+        show_drift(report, drift, title="drift before any training")
     kept = f"{old[0]} kept, {old[1]} scaled" if old[1] else f"{old[0]} kept"
-    out.print(f"\ntensors: {kept}, {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed")
+    fitted = f", {len(entry.results['calibration']['tensors'])} of them fitted to the images" if "calibration" in entry.results else ""
+    out.print(f"\ntensors: {kept}, {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed{fitted}")
     if target is None:
         out.print(f"A dry run: nothing was written ({seconds:.1f} s).")
     else:

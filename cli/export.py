@@ -11,9 +11,10 @@ from rich.text import Text
 
 from chansurg.cli.interrupts import stop_if_interrupted
 from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, existing_input, given_path, read_model, stem
-from chansurg.cli.numbers import counted, difference, path_list
+from chansurg.cli.numbers import counted, difference
 from chansurg.cli.output_file import check_output, note_written
 from chansurg.cli.reporting import Report, grid
+from chansurg.surgery.listing import path_list
 
 if TYPE_CHECKING:
     from chansurg.surgery.delivery.exporting import Export

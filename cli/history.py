@@ -10,9 +10,11 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
+from chansurg.cli.drift_table import drift_line, show_drift
 from chansurg.cli.model_options import given_path
 from chansurg.cli.numbers import broke_off, counted, counts_table, difference
 from chansurg.cli.reporting import Report
+from chansurg.surgery.drift import drift_of, ran_on
 from chansurg.surgery.edits import Scale
 from chansurg.surgery.recipe import flag
 from chansurg.surgery.training.settings import Settings
@@ -70,13 +72,17 @@ def _show_entry(report: Report, number: int, entry: Entry) -> None:
         report.out.print(f"   tensors: {_tensors(entry)}")
     if entry.results:
         try:
-            report.say(f"   {_reached(entry)}")
+            for line in _reached(entry):
+                report.say(f"   {line}")
         except (KeyError, TypeError, ValueError, AttributeError):  # a file may hold anything there
             report.say("   What it came to is not told in a form that is known here.")
     if entry.before and entry.after:
         report.out.print(Padding.indent(counts_table(entry.before, entry.after), 3))
     if stopped := broke_off(entry.uncounted):
         report.say(f"   {stopped}", style="dim")
+    if report.verbose and (drift := drift_of(entry.results)) is not None:
+        show_drift(report, drift)
+        report.out.print()
     if report.verbose:
         for edit in entry.edits:
             report.out.print(f"   {edit.op:<7} {edit.path}", soft_wrap=True)
@@ -102,17 +108,28 @@ def _tensors(entry: Entry) -> str:
 def _told_options(entry: Entry) -> Mapping[str, Any]:
     """The options; of a training run's many settings those that are not at their defaults."""
     if entry.kind != "finetune":
-        return entry.options
+        asked = entry.results.get("asked")
+        return (
+            {**entry.options, **{name: _told(name, value) for name, value in asked.items()}}
+            if isinstance(asked, Mapping)
+            else entry.options
+        )
     usual = Settings().as_json()
     return {name: value for name, value in entry.options.items() if name not in usual or value != usual[name]}
 
 
-def _reached(entry: Entry) -> str:
-    """What a training run came to, or what the proof of a slicing found."""
+def _told(name: str, value: Any) -> Any:
+    return f" {flag(name)} ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _reached(entry: Entry) -> list[str]:
+    """What a training run came to, what the proof of a slicing found, or how far a conversion drifted."""
     found = entry.results
+    if entry.kind == "convert":
+        return _converted(entry)
     if entry.kind == "slice":
         errors = f"{difference(found['max_rel_error'])} in float32, {difference(found['max_rel_error_float64'])} in float64"
-        return f"checked on {counted(found['images'], 'image')}; largest difference from the masked model {errors}, relative"
+        return [f"checked on {counted(found['images'], 'image')}; largest difference from the masked model {errors}, relative"]
     parts = [f"{counted(found['epochs'], 'epoch')}, {counted(found['steps'], 'step')}, {counted(found['images'], 'image')}"]
     if "val_top1" in found:
         parts.append(f"top-1 {found['val_top1']:.2f} % on val")
@@ -121,7 +138,22 @@ def _reached(entry: Entry) -> str:
         parts.append(
             f"{budget['quantity'].replace('_', ' ')} {budget['reached']:.3f} of the original, for a target of {budget['target']:g}"
         )
-    return "; ".join(parts)
+    return ["; ".join(parts)]
+
+
+def _converted(entry: Entry) -> list[str]:
+    """Raises ValueError where it does not tell of a drift."""
+    found, told = entry.results, []
+    if "choice" in found:
+        choice = found["choice"]
+        taken = sum(1 for site in choice["sites"] if site["taken"])
+        told.append(f"{taken} of {counted(len(choice['sites']), 'site')} taken, on {ran_on(choice['kind'], choice['inputs'])}")
+    if "calibration" in found:
+        told.append(f"calibrated: {counted(len(found['calibration']['tensors']), 'tensor')} fitted to images")
+    drift = drift_of(found)
+    if drift is None:
+        raise ValueError("no drift")
+    return [*told, drift_line(drift)]
 
 
 def _parent(number: int, entry: Entry) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from chansurg.cli.drift_table import show_drift
 from chansurg.cli.left_alone import show_skipped
 from chansurg.cli.model_options import Arch, InputSize, Model, Pretrained, TrustPickle, read_model
-from chansurg.cli.numbers import by_reason, counted, counts_table, large, path_list
+from chansurg.cli.numbers import counted, counts_table, large
 from chansurg.cli.reporting import Report, grid
+from chansurg.surgery.listing import by_reason, path_list
+
+if TYPE_CHECKING:
+    from chansurg.surgery.drift import Drift
 
 EXAMPLES = (
     "chansurg inspect resnet50.pth",
@@ -35,23 +40,26 @@ def inspect(
 
     import chansurg
 
-    document = chansurg.inspect(network).as_json()
+    found = chansurg.inspect(network)
+    document = found.as_json()
     report.result(
         document,
         line=f"{document['architecture'] or type(network).__name__}  {large(document['params'])} params  {large(document['macs'])} MACs",
-        show=lambda: _show(report, model, document),
+        show=lambda: _show(report, model, document, found.drift),
     )
 
 
-def _show(report: Report, model: str, document: Mapping[str, Any]) -> None:
+def _show(report: Report, model: str, document: Mapping[str, Any], drift: Sequence[tuple[str, Drift]]) -> None:
     out = report.out
     size = "x".join(str(length) for length in document["input_size"])
     report.say(Text.assemble((model, "bold"), f"  {document['architecture'] or 'a network of its own'}, input {size}\n"))
     out.print(counts_table(document))
     if document["uncounted"]:
         report.say(f"in none of these counts: {', '.join(document['uncounted'])}", style="dim")
-    for reason, paths in by_reason(document["untraced"]).items():
+    for reason, paths in by_reason((skip["path"], skip["reason"]) for skip in document["untraced"]).items():
         report.say(f"not traced: {path_list(paths, limit=None if report.verbose else 3)}: {reason}", style="yellow")
+    for recipe, found in drift:
+        show_drift(report, found, title=f"drift of {recipe} before any training")
     _show_stages(report, document["stages"])
     for recipe, sites in document["sites"].items():
         _show_sites(report, recipe, sites)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from chansurg.cli.numbers import by_reason, path_list
 from chansurg.cli.reporting import Report
+from chansurg.surgery.listing import by_reason, path_list
 
 
 def show_skipped(report: Report, skipped: Sequence[Mapping[str, str]]) -> None:
@@ -13,6 +13,6 @@ def show_skipped(report: Report, skipped: Sequence[Mapping[str, str]]) -> None:
     if not skipped:
         return
     report.out.print(f"\nleft alone ({len(skipped)})", style="dim")
-    for reason, paths in by_reason(skipped).items():
+    for reason, paths in by_reason(((skip["path"], skip["reason"]) for skip in skipped), exact=report.verbose).items():
         where = path_list(paths, limit=None if report.verbose else 3)
-        report.say(f"  {reason}: {where}", style="dim")
+        report.item(f"{reason}: {where}", style="dim")

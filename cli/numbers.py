@@ -30,6 +30,14 @@ def difference(value: float | None) -> str:
     return "not finite" if value is None or not math.isfinite(value) else f"{value:.3g}"
 
 
+def relative_error(value: float | None) -> str:
+    """A relative error, so that several stand well under one another: ``0.790``, ``2.1e-06``, ``0``; documents have ``None`` for what
+    is not finite or cannot be compared."""
+    if value is None:
+        return "-"
+    return "0" if value == 0 else f"{value:.3f}" if value >= 0.0005 else f"{value:.1e}"
+
+
 def counts_table(before: Mapping[str, int], after: Mapping[str, int] | None = None, *, original: Mapping[str, int] | None = None) -> Table:
     """The four counts; with ``after`` also what they became, and the ratio; with ``original`` also what they were at the very first."""
     if after is None:
@@ -53,18 +61,3 @@ def broke_off(uncounted: Sequence[str]) -> str | None:
     """What to say under counts whose pass broke off, so that they cover a part of the network only."""
     stops = [note for note in uncounted if note.startswith("stopped at")]
     return f"counted in part: {'; '.join(stops)}" if stops else None
-
-
-def by_reason(skipped: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """Paths under the reason they share, in the order in which the reasons came."""
-    groups: dict[str, list[str]] = {}
-    for skip in skipped:
-        groups.setdefault(skip["reason"], []).append(skip["path"])
-    return groups
-
-
-def path_list(paths: Sequence[str], *, limit: int | None = 4) -> str:
-    """Paths in a line; beyond ``limit`` only how many more."""
-    shown = [path or "(the network)" for path in paths[:limit]]
-    more = len(paths) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -76,6 +76,13 @@ class Report:
         """A line of the result: whole on a pipe or in a file, broken between words on a terminal."""
         self.out.print(text, style=style, soft_wrap=not self.out.is_terminal)
 
+    def item(self, text: str, style: str = "") -> None:
+        """One of several lines under a heading; on a terminal its further lines stand in from its first."""
+        if self.out.is_terminal:
+            self.out.print(labelled(Text(" "), text), style=style)
+        else:
+            self.out.print(f"  {text}", style=style, soft_wrap=True)
+
     def note(self, text: str) -> None:
         """Something a reader should know beside the result; said once."""
         if not self.quiet and text not in self._noted:

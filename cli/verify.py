@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from chansurg.cli.calibration_options import without_images
 from chansurg.cli.model_options import MODEL_HELP, Arch, InputSize, TrustPickle, given, read_model
 from chansurg.cli.numbers import counted, difference
 from chansurg.cli.reporting import Report, grid
@@ -14,6 +15,7 @@ from chansurg.cli.reporting import Report, grid
 EXAMPLES = (
     "chansurg verify resnet50.pth resnet50-copy.safetensors",
     "chansurg verify resnet50.pth resnet50-pix.safetensors --input-size 160",
+    "chansurg verify resnet50.pth resnet50-pix.safetensors --data imagenet/val",
 )
 
 
@@ -23,24 +25,38 @@ def verify(
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.", show_default=False, parser=given)],
     arch: Arch = None,
     input_size: InputSize = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random inputs they are compared on.")] = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="Compare them on these images instead of random inputs: a folder, a zip, or NAME:FOLDER for a data set of torchvision's.",
+            show_default=False,
+            parser=given,
+        ),
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Images of DATA that are used.", show_default="128")] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the inputs they are compared on.")] = 0,
     trust_pickle: TrustPickle = False,
 ) -> int:
     """Whether two models compute the same, and where they part.
 
-    They are run on random inputs. Exit code 1 where they differ.
+    They are run on random inputs, or on images. Exit code 1 where they differ.
     """
+    if data is None and samples is not None:
+        raise without_images("--samples", "--data DATA", "Nothing was compared.")
     first = read_model(report, a, arch, input_size, trust_pickle=trust_pickle)
     second = read_model(report, b, arch, input_size, trust_pickle=trust_pickle)
 
     import chansurg
+    from chansurg.surgery.verification import SAMPLES
 
-    verdict = chansurg.verify(first, second, seed=seed)
+    verdict = chansurg.verify(first, second, data=data, samples=SAMPLES if samples is None else samples, seed=seed)
     document = verdict.as_json()
     report.result(
         document,
         line=_line(document),
-        show=lambda: _show(report, a, b, document),
+        show=lambda: _show(report, a, b, document, "random input" if data is None else "image"),
     )
     return 0 if verdict.equal else 1
 
@@ -51,11 +67,11 @@ def _line(document: Mapping[str, Any]) -> str:
     return f"{'equal' if document['equal'] else 'different'}  max abs error {difference(document['max_abs_error'])}"
 
 
-def _show(report: Report, a: str, b: str, document: Mapping[str, Any]) -> None:
+def _show(report: Report, a: str, b: str, document: Mapping[str, Any], ran_on: str) -> None:
     out = report.out
     equal = document["equal"]
     out.print("the same function" if equal else "not the same function", style="bold green" if equal else "bold red")
-    report.say(f"{a}  and  {b}, on {counted(document['inputs'], 'random input')}")
+    report.say(f"{a}  and  {b}, on {counted(document['inputs'], ran_on)}")
     if document["reason"]:
         report.say(f"They cannot be compared: {document['reason']}.")
         return

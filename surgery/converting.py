@@ -22,7 +22,9 @@ from chansurg.surgery.edits import Repeat
 from chansurg.surgery.errors import InputError, Refusal
 from chansurg.surgery.files.provenance import attach, record_of, refuse_wrapped, with_input_size
 from chansurg.surgery.files.weights_digest import tensor_digests, weights_digest
+from chansurg.surgery.images.opening import opened
 from chansurg.surgery.journal import Record
+from chansurg.surgery.listing import by_reason, path_list
 from chansurg.surgery.plan import EVERY, Chosen, Plan, Skip
 from chansurg.surgery.recipe import find_recipe, flag
 from chansurg.surgery.selecting.cutting import Cutting
@@ -34,11 +36,12 @@ from chansurg.surgery.survey import survey
 from chansurg.surgery.survey.landmarks import landmarks
 
 if TYPE_CHECKING:
-    from chansurg.surgery.architecture import Preprocessing
     from chansurg.surgery.images.unlabelled import Unlabelled
 
 SAMPLES = 1024
 """Images that a conversion is calibrated on, where nothing else is said."""
+_REASONS = 8
+"""Reasons that a refusal tells."""
 TRIAL_IMAGES, TRIAL_HELD_OUT = 128, 64
 """Images that each trial of where to cut is calibrated on, and held-out ones that its drift is measured on, at most."""
 
@@ -112,7 +115,12 @@ def plan(
 
 
 def _nothing(made: Plan) -> Refusal:
-    lines = [f"{skip.path}: {skip.reason}" for skip in made.skipped] or ["there is no candidate at all"]
+    reasons = by_reason((skip.path, skip.reason) for skip in made.skipped)
+    lines = [f"{reason}: {path_list(paths, limit=3)}" for reason, paths in list(reasons.items())[:_REASONS]] or [
+        "there is no candidate at all"
+    ]
+    if len(reasons) > _REASONS:
+        lines.append(f"and {len(reasons) - _REASONS} other reasons, for {sum(map(len, list(reasons.values())[_REASONS:]))} more")
     return Refusal(
         f"The recipe {made.recipe} found no site with these options. Candidates and why they were left alone:\n    " + "\n    ".join(lines),
         where=", ".join(f"{name}={value}" for name, value in made.options.items()),
@@ -149,8 +157,8 @@ def _check_growth(made: Plan, limits: Limits) -> None:
         )
 
 
-def _check_refine(refine: int, calibrate: object) -> None:
-    if isinstance(refine, bool) or refine < 0 or (refine and calibrate is None):
+def _check_refine(refine: int | None, calibrate: object) -> None:
+    if refine is not None and (calibrate is None or isinstance(refine, bool) or refine < 0):
         raise InputError(
             "Refining needs images to refine with." if calibrate is None else f"{refine!r:.80} is no number of steps.",
             where="option --refine",
@@ -159,7 +167,7 @@ def _check_refine(refine: int, calibrate: object) -> None:
         )
 
 
-def fit_to(original: nn.Module, converted: nn.Module, images: Unlabelled, refine: int, seed: int) -> dict[str, Any]:
+def fit_to(original: nn.Module, converted: nn.Module, images: Unlabelled, refine: int | None, seed: int) -> dict[str, Any]:
     """Calibrate a converted network in place; tells, as JSON values, what it came to and which tensors changed."""
     from chansurg.surgery.calibration import calibrate
 
@@ -175,7 +183,7 @@ def apply(
     *,
     calibrate: Unlabelled | str | os.PathLike[str] | None = None,
     samples: int = SAMPLES,
-    refine: int = 0,
+    refine: int | None = None,
     inplace: bool = False,
     seed: int = 0,
     input_size: tuple[int, ...] | None = None,
@@ -187,7 +195,8 @@ def apply(
         plan: from :func:`plan`.
         calibrate: images, as in :func:`plan`; layers are fitted to what the original makes of them.
         samples: how many of them are taken.
-        refine: steps of block-wise distillation behind the fits; 0 for none.
+        refine: steps of block-wise distillation behind the fits, 0 for none; left out, as :func:`~chansurg.surgery.calibration.calibrate`
+            takes them.
         inplace: change ``model`` itself instead of a deep copy; where it fails, ``model`` is then not usable any more.
         seed: initialises the new layers, each from its own path, so that the same input and options give the same numbers; and chooses
             the images.
@@ -229,22 +238,13 @@ def apply(
     return attach(network, replace(papers, journal=(*papers.journal[:-1], entry)))
 
 
-def opened(
-    calibrate: Unlabelled | str | os.PathLike[str] | None, preprocessing: Preprocessing, samples: int, seed: int
-) -> Unlabelled | None:
-    """The images to calibrate with, where some were named; those that are open already as they are."""
-    from chansurg.surgery.images.unlabelled import open_unlabelled
-
-    return open_unlabelled(calibrate, preprocessing, samples, seed) if isinstance(calibrate, str | os.PathLike) else calibrate
-
-
 def convert(
     model: nn.Module,
     recipe: str,
     *,
     calibrate: Unlabelled | str | os.PathLike[str] | None = None,
     samples: int = SAMPLES,
-    refine: int = 0,
+    refine: int | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     max_blocks: int | None = None,

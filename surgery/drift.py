@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from chansurg.surgery.edits.json_values import items, number, text, whole
+
 NOISE = "normal noise"
 IMAGES = "images"
 HELD_OUT = "held-out images"
@@ -51,3 +53,27 @@ class Drift:
             "agreement": self.agreement,
             "reason": self.reason,
         }
+
+
+def drift_of(results: Mapping[str, Any]) -> Drift | None:
+    """The drift that a journal entry's results tell of; ``None`` where they tell of none, or in a form that is not known here."""
+    data = results.get("drift")
+    try:
+        return (
+            None
+            if data is None
+            else Drift(
+                kind=text(data["kind"]),
+                inputs=whole(data["inputs"]),
+                blocks={text(block["path"]): _number(block["relative_error"]) for block in items(data["blocks"])},
+                outputs=_number(data["outputs"]),
+                agreement=_number(data["agreement"]),
+                reason=None if data["reason"] is None else text(data["reason"]),
+            )
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):  # a file may hold anything there
+        return None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else number(value)

@@ -94,6 +94,6 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
             "The network has no gate, so nothing in it can be let go of.",
             where=type(model).__name__,
             not_done="Nothing was done.",
-            to_do="Convert it first: chansurg.convert(model, 'pcs').",
+            to_do="Convert it first, and train it: `chansurg convert MODEL --recipe pcs`, or chansurg.convert(model, 'pcs').",
         )
     return {path: gate.per_channel(gate.mask).cpu().clone() for path, gate in found.items()}

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from chansurg.surgery.counting import Counts, count
+from chansurg.surgery.drift import Drift, drift_of
 from chansurg.surgery.files.provenance import record_of, with_input_size
 from chansurg.surgery.journal import Record
 from chansurg.surgery.plan import Site, Skip
@@ -31,6 +32,7 @@ class Inspection:
         untraced: parts that could not, with the reason.
         sites: recipe -> where it applies.
         skipped: recipe -> candidates left alone, with the reason.
+        drift: how far each conversion in its journal drifted, as the entry tells it: ``{"recipe", …}``, oldest first.
     """
 
     record: Record
@@ -41,6 +43,7 @@ class Inspection:
     untraced: list[Skip]
     sites: dict[str, list[Site]]
     skipped: dict[str, list[Skip]]
+    drift: list[tuple[str, Drift]]
 
     def as_json(self) -> dict[str, Any]:
         """The document that ``inspect --json`` prints."""
@@ -55,6 +58,7 @@ class Inspection:
             "stages": self.stages,
             "regions": self.regions,
             "untraced": [skip.as_json() for skip in self.untraced],
+            "drift": [{"recipe": recipe, **drift.as_json()} for recipe, drift in self.drift],
             "notes": list(self.record.notes),
         }
 
@@ -85,6 +89,7 @@ def inspect(model: nn.Module, *, input_size: tuple[int, ...] | None = None) -> I
         untraced=[Skip(path, reason) for path, reason in surveyed.untraced.items()],
         sites={name: sites for name, (sites, _) in found.items()},
         skipped={name: skips for name, (_, skips) in found.items()},
+        drift=[(entry.recipe, drift) for entry in record.journal if (drift := drift_of(entry.results)) is not None],
     )
 
 

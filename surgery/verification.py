@@ -1,25 +1,32 @@
 """Are two networks the same function? And where do they part?
 
-Both run on the same random inputs of several batch sizes, in eval mode. Their outputs are compared, and so is what every module of a
-common path puts out, in the order of execution, so that the first difference has a name.
+Both run on the same inputs in eval mode: random ones in batches of several sizes, or a user's images. Their outputs are compared, and so
+is what every module of a common path puts out, in the order of execution, so that the first difference has a name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.provenance import record_of, unwrapped, with_input_size
+from chansurg.surgery.images.opening import opened
 from chansurg.surgery.modes import eval_mode
 from chansurg.surgery.nested import tensors_in
 
+if TYPE_CHECKING:
+    from chansurg.surgery.images.unlabelled import Unlabelled
+
 BATCH_SIZES = (1, 3)
+SAMPLES = 128
+_IMAGES_A_BATCH = 4  # what every module puts out for them is kept
 RELATIVE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -61,27 +68,40 @@ class Verdict:
         }
 
 
-def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = None, seed: int = 0) -> Verdict:
-    """Compare two networks on random inputs.
+def verify(
+    a: nn.Module,
+    b: nn.Module,
+    *,
+    data: Unlabelled | str | os.PathLike[str] | None = None,
+    samples: int = SAMPLES,
+    input_size: tuple[int, ...] | None = None,
+    seed: int = 0,
+) -> Verdict:
+    """Compare two networks on random inputs, or on images.
 
     Args:
         a: a network.
         b: another, which takes the same inputs.
+        data: images without labels, as :func:`~chansurg.surgery.images.unlabelled.open_unlabelled` reads them, prepared as for ``a``;
+            left out, inputs are drawn from a normal distribution.
+        samples: how many images are taken.
         input_size: ``(C, H, W)``, where the record's of ``a`` does not serve.
-        seed: of the inputs, drawn from a normal distribution.
+        seed: of the inputs, or of the choice of images.
 
     Raises:
-        InputError: where one of them cannot run on such inputs.
+        InputError: where one of them cannot run on such inputs, or images cannot be read.
     """
     a, b = unwrapped(a), unwrapped(b)
-    size = with_input_size(record_of(a), input_size).preprocessing.input_size
-    generator = torch.Generator().manual_seed(seed)
+    preprocessing = with_input_size(record_of(a), input_size).preprocessing
+    images = opened(data, preprocessing, samples, seed)
+    batches = _random(preprocessing.input_size, seed) if images is None else images.batches(_IMAGES_A_BATCH)
+    inputs = 0
     worst_abs = worst_rel = 0.0
     agreed: list[bool] = []
     errors: dict[str, float] = {}
     dtype = _dtype(a)
-    for batch_size in BATCH_SIZES:
-        x = torch.randn(batch_size, *size, generator=generator)
+    for x in batches:
+        inputs += len(x)
         expected, seen = _run(a, x)
         actual, differences = _run(b, x, against=seen)
         for path, error in differences.items():
@@ -89,9 +109,9 @@ def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = N
         outputs = list(zip(_floats(expected), _floats(actual), strict=False))
         if len(_floats(expected)) != len(_floats(actual)) or any(p.shape != q.shape for p, q in outputs):
             shapes = [[list(t.shape) for t in _floats(side)] for side in (expected, actual)]
-            return _incomparable(f"their outputs have shapes {shapes[0]} and {shapes[1]}", errors, batch_size)
+            return _incomparable(f"their outputs have shapes {shapes[0]} and {shapes[1]}", errors, inputs)
         if not outputs:
-            return _incomparable(f"their outputs ({type(expected).__name__}) hold no floating-point tensors", errors, batch_size)
+            return _incomparable(f"their outputs ({type(expected).__name__}) hold no floating-point tensors", errors, inputs)
         for p, q in outputs:
             worst_abs = max(worst_abs, gap(p, q).max().item() if p.numel() else 0.0)
             worst_rel = max(worst_rel, relative(gap(p, q).max(), finite_numbers(p).abs().max()) if p.numel() else 0.0)
@@ -101,7 +121,13 @@ def verify(a: nn.Module, b: nn.Module, *, input_size: tuple[int, ...] | None = N
     equal = worst_rel <= tolerance
     first = None if equal else next((path for path, error in errors.items() if not error <= tolerance), None)
     agreement = sum(agreed) / len(agreed) if agreed else None
-    return Verdict(equal, worst_abs, worst_rel, agreement, errors, first, sum(BATCH_SIZES))
+    return Verdict(equal, worst_abs, worst_rel, agreement, errors, first, inputs)
+
+
+def _random(size: tuple[int, ...], seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for batch_size in BATCH_SIZES:
+        yield torch.randn(batch_size, *size, generator=generator)
 
 
 def _incomparable(reason: str, blocks: Mapping[str, float], inputs: int) -> Verdict:

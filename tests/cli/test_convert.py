@@ -29,7 +29,8 @@ def test_the_document_is_the_one_that_was_promised(cli: Cli, resnet20: Path, tmp
     ran = cli("convert", resnet20, *DOWNSCALE, "--json")
     assert ran.code == 0
     document = ran.document
-    assert list(document) == ["output", "recipe", "options", "edits", "skipped", "before", "after", "uncounted"]
+    first = ["output", "recipe", "options", "edits", "skipped", "before", "after", "uncounted"]
+    assert list(document) == [*first, "drift", "calibration", "choice"]
     assert document["output"] == "resnet20-pix.safetensors"
     assert document["options"] == {"mode": "downscale", "zeta": 2, "operator": "pick-or-mix", "tau": 0.5, "subsets": "contiguous"}
     assert {edit["op"] for edit in document["edits"]} == {"insert", "narrow"}
@@ -234,12 +235,12 @@ def test_an_interrupt_while_writing_leaves_nothing(cli: Cli, resnet20: Path, tmp
     assert files(tmp_path) == []
 
 
-def test_a_conversion_that_finds_no_site_says_why_site_by_site(cli: Cli, tmp_path: Path) -> None:
+def test_a_conversion_that_finds_no_site_says_why_reason_by_reason(cli: Cli, tmp_path: Path) -> None:
     ran = cli("convert", "mobilenet_v2", "--recipe", "pix")
     assert ran.code == 1
     assert "found no site" in ran.err
-    projections = [line for line in ran.err.splitlines() if line.strip().startswith("features.") and ": " in line]
-    assert len(projections) >= 17
+    assert "no spatial convolution follows it at once: features.1.conv.1, features.2.conv.2, features.3.conv.2 and 14 more" in ran.err
+    assert "it adds channels (16 to 96) (or 5 others like it); PiX only reduces them: features.2.conv.0.0, " in ran.err
     assert files(tmp_path) == []
 
 
