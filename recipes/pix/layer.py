@@ -7,6 +7,7 @@ the subset's maximum (pick) or mean (mix) is scaled by it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chansurg.recipes.pix.options import OPERATORS
-from chansurg.recipes.pix.partition import check_partition, contiguous_runs, partition
+from chansurg.recipes.pix.partition import Subsets, check_partition, contiguous_runs, partition
 from chansurg.surgery.editing.narrowing import reason_against_indices
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.layer import RecipeLayer
+from chansurg.surgery.layer import RecipeLayer, Target
 
 
 class PickOrMix(RecipeLayer):
@@ -40,18 +41,22 @@ class PickOrMix(RecipeLayer):
             ``min`` is pick-or-mix with the minimum in the maximum's place, the mean above ``tau`` staying as it is.
         tau: the threshold on ``p``, from 0 to 1. ``pick`` and ``mix`` have no use for it.
         subsets: ``contiguous`` or ``strided``, see :func:`chansurg.recipes.pix.partition.partition`. One method in two memory
-            layouts: strided subsets reduce over whole vectors where channels are innermost.
+            layouts: strided subsets reduce over whole vectors where channels are innermost. Or lists of channels, every channel in one.
+        constant: ``p`` at first, for every image and subset: ``theta`` starts at zero, and ``beta`` as what gives it. ``None``: as below.
         channel_dim: 1 for ``[B, C, …]`` with any number of further dimensions, -1 for ``[B, N, C]`` or ``[B, H, W, C]``.
 
     Attributes:
         theta: ``[K, C]``, Xavier uniform at first.
         beta: ``[K]``, zero at first.
+        order: buffer, the channels as named subsets have them one after the other, int64 ``[C]``; ``None`` where none are named.
 
     Raises:
         InputError: for arguments outside what is said above.
     """
 
     keeps_nonnegative = True
+
+    order: Tensor | None
 
     def __init__(
         self,
@@ -61,19 +66,22 @@ class PickOrMix(RecipeLayer):
         zeta: int | None = None,
         operator: str = "pick-or-mix",
         tau: float = 0.5,
-        subsets: str = "contiguous",
+        subsets: Subsets = "contiguous",
+        constant: float | None = None,
         channel_dim: int = 1,
     ) -> None:
         super().__init__()
         check_partition(in_channels, out_channels, zeta, subsets)
-        _check_choices(operator, tau, channel_dim)
+        _check_choices(operator, tau, constant, channel_dim)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.zeta = zeta
         self.operator = operator
         self.tau = tau
-        self.subsets = subsets
+        self.subsets = subsets if isinstance(subsets, str) else [list(subset) for subset in subsets]
+        self.constant = constant
         self.channel_dim = channel_dim
+        self.register_buffer("order", None if isinstance(subsets, str) else torch.empty(in_channels, dtype=torch.int64))
         self.theta = nn.Parameter(torch.empty(out_channels, in_channels))
         self.beta = nn.Parameter(torch.empty(out_channels))
         self.reset_parameters()
@@ -89,9 +97,15 @@ class PickOrMix(RecipeLayer):
         return self.out_channels
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw ``theta`` anew (Xavier uniform, from ``generator`` if given) and set ``beta`` to zero (Section 3.2)."""
-        nn.init.xavier_uniform_(self.theta, generator=generator)
-        nn.init.zeros_(self.beta)
+        """Draw ``theta`` anew (Xavier uniform, from ``generator`` if given) and zero ``beta`` (Section 3.2); or as ``constant`` says."""
+        if self.constant is None:
+            nn.init.xavier_uniform_(self.theta, generator=generator)
+            nn.init.zeros_(self.beta)
+        else:
+            nn.init.zeros_(self.theta)
+            nn.init.constant_(self.beta, math.log(self.constant / (1 - self.constant)))
+        if self.order is not None and not self.order.is_meta:
+            self.order.copy_(torch.tensor([channel for subset in self.subsets for channel in subset]))
 
     def subset_indices(self) -> list[list[int]]:
         """The input channels behind each output channel."""
@@ -115,6 +129,8 @@ class PickOrMix(RecipeLayer):
         channels_last = channel == 1 < x.ndim - 1 and x.stride(1) == 1
         if channels_last:
             x, channel = x.movedim(1, -1), x.ndim - 1
+        if self.order is not None:
+            x = x.index_select(channel, self.order)
         for dim in range(1, x.ndim):
             p = p if dim == channel else p.unsqueeze(dim)
         y = p * self._fuse(x, p, channel)
@@ -130,6 +146,12 @@ class PickOrMix(RecipeLayer):
             return picked
         return torch.where(p <= self.tau, picked, self._reduce_subsets(x, channel, _mean, _extend_mean))
 
+    def for_runtime(self, target: Target) -> nn.Module:
+        """See :mod:`chansurg.recipes.pix.forms`."""
+        from chansurg.recipes.pix.forms import form_for
+
+        return form_for(self, target)
+
     def reason_against_narrowing(self, in_channels: Sequence[int] | None, out_channels: Sequence[int] | None) -> str | None:
         """Why there would be no such layer: every output needs an input of its own."""
         kept_in, kept_out = self._widths(in_channels, out_channels)
@@ -143,7 +165,8 @@ class PickOrMix(RecipeLayer):
     def narrow(self, in_channels: Sequence[int] | None, out_channels: Sequence[int] | None) -> None:
         """Keep these rows and columns of ``theta``, and divide the channels that are left into subsets anew, by the same rule.
 
-        Where subsets of ``zeta`` channels do not make as many outputs as are kept, sizes that differ by at most one take their place.
+        Where subsets of ``zeta`` channels do not make as many outputs as are kept, sizes that differ by at most one take their place. Of
+        subsets that were named, neighbours in the order they were named in share one.
         """
         kept_in, kept_out = self._widths(in_channels, out_channels)
         with torch.no_grad():
@@ -156,6 +179,12 @@ class PickOrMix(RecipeLayer):
         self.in_channels, self.out_channels = kept_in, kept_out
         if self.zeta is not None and kept_out != -(-kept_in // self.zeta):
             self.zeta = None
+        if self.order is None or isinstance(self.subsets, str):
+            return
+        place = {channel: number for number, channel in enumerate(range(self.order.numel()) if in_channels is None else in_channels)}
+        order = [place[channel] for subset in self.subsets for channel in subset if channel in place]
+        self.subsets = [[order[i] for i in run] for run in partition(kept_in, kept_out, self.zeta, "contiguous")]
+        self.order = torch.tensor(order, device=self.order.device)
 
     def _widths(self, in_channels: Sequence[int] | None, out_channels: Sequence[int] | None) -> tuple[int, int]:
         return (
@@ -172,7 +201,7 @@ class PickOrMix(RecipeLayer):
             parts.append(f"operator={self.operator}")
         if self.operator in ("pick-or-mix", "min"):
             parts.append(f"tau={self.tau:g}")
-        parts.append(self.subsets)
+        parts.append(self.subsets if isinstance(self.subsets, str) else "fitted")
         if self.channel_dim != 1:
             parts.append(f"channel_dim={self.channel_dim}")
         return ", ".join(parts)
@@ -188,7 +217,7 @@ class PickOrMix(RecipeLayer):
 
         ``extend(reduced, rest, size)`` takes one more channel into subsets of ``size`` channels that were reduced already.
         """
-        if self.subsets == "contiguous":
+        if self.subsets != "strided":
             groups = contiguous_runs(self.in_channels, self.out_channels, self.zeta)
             pieces = torch.split(x, [count * size for count, size in groups], channel)
             reduced = [
@@ -213,7 +242,7 @@ def _extend_mean(mean: Tensor, rest: Tensor, size: int) -> Tensor:
     return mean + (rest - mean) / (size + 1)
 
 
-def _check_choices(operator: str, tau: float, channel_dim: int) -> None:
+def _check_choices(operator: str, tau: float, constant: float | None, channel_dim: int) -> None:
     def refuse(what: str, where: str, to_do: str) -> InputError:
         return InputError(what, where=where, not_done="no layer was built", to_do=to_do)
 
@@ -221,5 +250,7 @@ def _check_choices(operator: str, tau: float, channel_dim: int) -> None:
         raise refuse(f"{operator!r} is no PiX operator.", "operator", f"choose one of {', '.join(OPERATORS)}")
     if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau <= 1:
         raise refuse(f"tau is {tau!r}, and p lies between 0 and 1.", "tau", "give a number from 0 to 1; the paper's is 0.5")
+    if constant is not None and not 0 < constant < 1:
+        raise refuse(f"p cannot be {constant!r} at first.", "constant", "give a number between 0 and 1, or None")
     if channel_dim not in (1, -1):
         raise refuse(f"channel_dim is {channel_dim!r}.", "channel_dim", "1 for [B, C, …], -1 for [B, …, C]")

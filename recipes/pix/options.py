@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from chansurg.recipes.pix.partition import SUBSETS
+from chansurg.recipes.pix.partition import FITTED, SUBSETS
 from chansurg.surgery.recipe import bad_value, option
 
 MODES = ("squeeze", "downscale")
@@ -40,17 +40,18 @@ class PixOptions:
         choices=OPERATORS,
     )
     tau: float = option(TAU, "Threshold on the sampling probability between pick and mix, 0 to 1. pick and mix alone have none.")
-    subsets: str = option(
-        "contiguous",
-        "Which channels share a subset: neighbours, or every K-th (strided), which is quicker on channels_last maps.",
-        choices=SUBSETS,
+    subsets: str | None = option(
+        None,
+        "Which channels share a subset: neighbours (contiguous), every K-th (strided), which is quicker on channels_last maps, or those "
+        "that keep what reads them best supplied (fitted). The default is fitted with --calibrate, else contiguous.",
+        choices=(*SUBSETS, FITTED),
     )
 
     def __post_init__(self) -> None:
         """Check the values; strings from a command line become numbers."""
-        for name, choices in (("mode", MODES), ("operator", OPERATORS), ("subsets", SUBSETS)):
+        for name, choices in (("mode", MODES), ("operator", OPERATORS), ("subsets", (None, *SUBSETS, FITTED))):
             if getattr(self, name) not in choices:
-                raise _bad(name, getattr(self, name), f"Choose one of: {', '.join(choices)}.")
+                raise _bad(name, getattr(self, name), f"Choose one of: {', '.join(filter(None, choices))}.")
         zeta: object = self.zeta if self.zeta is not None else ("own" if self.mode == "squeeze" else 2)
         if isinstance(zeta, str) and zeta != "own":
             try:

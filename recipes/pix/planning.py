@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from chansurg.recipes.pix.options import PixOptions
-from chansurg.recipes.pix.partition import partition
+from chansurg.recipes.pix.fitting import fitted_subsets, in_slots
+from chansurg.recipes.pix.options import TAU, PixOptions
+from chansurg.recipes.pix.partition import FITTED, Subsets, partition
 from chansurg.recipes.pix.sites import DownscaleSite, SqueezeSite, downscale_sites, squeeze_sites
+from chansurg.surgery.demand import Demand, demand_behind, demand_of
 from chansurg.surgery.editing.narrowing import reason_against
 from chansurg.surgery.edits import Address, Bypass, Edit, Insert, LayerSpec, Narrow, Swap
-from chansurg.surgery.keeping import Indices, filter_norms, slice_norms, strongest, strongest_of_each
+from chansurg.surgery.keeping import Indices, filter_norms, most_telling, slice_norms, strongest, strongest_of_each
 from chansurg.surgery.plan import Chosen, Plan, Site, Skip
+from chansurg.surgery.recipe import bad_value
 from chansurg.surgery.survey import Region, Survey
-from chansurg.surgery.survey.kinds import conv_of, is_depthwise, is_pointwise, module_of, path_of
+from chansurg.surgery.survey.kinds import conv_of, is_activation, is_depthwise, is_pointwise, module_of, path_of
 
 if TYPE_CHECKING:
     from chansurg.recipes.pix import Pix
@@ -44,6 +47,7 @@ def all_sites(survey: Survey) -> tuple[list[Site], list[Skip]]:
 
 def plan(recipe: Pix, survey: Survey, options: PixOptions, chosen: Chosen) -> Plan:
     """What PiX would do to the surveyed network with these options, at the chosen sites. Source: PiX, Sec. 3.5."""
+    options = _with_subsets(options, survey)
     draft = _Draft(survey, options, chosen)
     if options.mode == "squeeze":
         squeeze, skipped = squeeze_sites(survey)
@@ -65,6 +69,15 @@ def plan(recipe: Pix, survey: Survey, options: PixOptions, chosen: Chosen) -> Pl
         skipped=tuple(dict.fromkeys((*skipped, *draft.skipped))),
         signatures=draft.signatures,
     )
+
+
+def _with_subsets(options: PixOptions, survey: Survey) -> PixOptions:
+    """The options with the kind of subsets that is taken where nobody chose one."""
+    if options.subsets is None:
+        return dataclasses.replace(options, subsets="contiguous" if survey.statistics is None else FITTED)
+    if options.subsets == FITTED and survey.statistics is None:
+        raise bad_value("pix", "subsets", FITTED, "Fitting takes images: pass some with --calibrate, or choose contiguous or strided.")
+    return options
 
 
 def _scale(sites: Sequence[SqueezeSite], options: PixOptions) -> Fraction:
@@ -116,18 +129,42 @@ class _Draft:
             raise CannotApply(f"zeta {self.options.zeta} would leave nothing of its {site.out_channels} channels")
         if width > site.out_channels:
             raise CannotApply(f"zeta {self.options.zeta} would widen it from {site.out_channels} to {width} channels")
+        kept: Indices = tuple(range(width))
         if width != site.out_channels:
             if site.kind == "feed-forward":
                 raise CannotApply("its output is added to the residual stream, so its width is fixed")
-            self._shrink_behind(site, width)
-        self._structural.append(Swap(path_of(site.layer), self._layer(site.in_channels, width, None, site.channel_dim)))
+            kept = self._shrink_behind(site, width)
+        subsets = self._squeezed_subsets(site, kept)
+        self._structural.append(Swap(path_of(site.layer), self._layer(site.in_channels, width, None, site.channel_dim, subsets)))
         self._sign(site.region, site.layer)
         for node in site.removed:
             self._structural.append(Bypass(self._address(node)))
             self._sign(site.region, node)
         return {"width": width, "removed": [path_of(node) for node in site.removed]}
 
-    def _shrink_behind(self, site: SqueezeSite, width: int) -> None:
+    def _squeezed_subsets(self, site: SqueezeSite, kept: Indices) -> Subsets:
+        """Which channels stand for those of the squeezed ones that are left."""
+        readers = () if site.kind == "feed-forward" else self._readers(site.region, site.last)
+        found = (
+            demand_behind(self.survey, site.layer, any(map(is_activation, site.removed)), readers)
+            if self.options.subsets == FITTED
+            else None
+        )
+        if found is None:
+            return self._unfitted
+        demand, cross = found
+        return in_slots(fitted_subsets(demand, len(kept), None), demand, cross[:, list(kept)])
+
+    def _readers(self, region: Region, node: fx.Node) -> list[fx.Node]:
+        """The layers that read what a node puts out."""
+        return [member.node for member in self.survey.spaces(region).after(node).members if member.side == "in"]
+
+    @property
+    def _unfitted(self) -> str:
+        """The kind of subsets where none can be fitted."""
+        return "contiguous" if self.options.subsets in (None, FITTED) else str(self.options.subsets)
+
+    def _shrink_behind(self, site: SqueezeSite, width: int) -> Indices:
         """Narrow whatever takes the squeezed channels; a bottleneck's spatial convolution puts out fewer, and its 1x1 takes fewer."""
         space = self.survey.spaces(site.region).after(site.layer)
         if space.blockers:
@@ -138,7 +175,8 @@ class _Draft:
             raise CannotApply("its width is tied to another layer's output")
         groups = math.lcm(*(_groups(member.node) for member in readers))
         norms = [slice_norms(self._original(member.node)) for member in readers if member.side == "in"]
-        kept = strongest(norms, width, site.out_channels, groups)
+        demand = demand_of(self.survey, [member.node for member in readers if member.side == "in"])
+        kept = strongest(norms, width, site.out_channels, groups) if demand is None else _telling(demand, width, groups)
         for member in readers:
             self._narrow(site.region, member.node, inputs=kept, outputs=kept if member.side == "both" else None)
             conv = conv_of(member.node)
@@ -149,6 +187,7 @@ class _Draft:
             if behind.blockers or len(outs) != 1 or not any(m.side == "in" for m in behind.members):
                 continue
             self._shrink_output(site.region, member.node, width)
+        return kept
 
     def downscale(self, site: DownscaleSite) -> dict[str, Any]:
         """Put PiX in front of a layer; in a bottleneck shrink the spatial convolution's output as well and put PiX in front of the 1x1."""
@@ -171,9 +210,9 @@ class _Draft:
         width = -(-len(channels) // zeta)
         conv = conv_of(node)
         groups = 1 if conv is None else conv.groups
-        subsets = self.options.subsets if groups == 1 else "contiguous"  # a group's channels are neighbours
         if groups > 1 and len(channels) % (groups * zeta):
             raise CannotApply(f"its {groups} groups of {len(channels) // groups} channels cannot be divided by {zeta}")
+        subsets = self._subsets_before(node, channels, zeta, groups)
         if zeta > 1:
             parts = [[channels[i] for i in part] for part in partition(len(channels), width, zeta, subsets)]
             kept = strongest_of_each(slice_norms(self._original(node)), parts)
@@ -187,11 +226,26 @@ class _Draft:
         self._sign(region, node)
         return width
 
+    def _subsets_before(self, node: fx.Node, channels: Sequence[int], zeta: int, groups: int) -> Subsets:
+        """Which of a layer's input ``channels`` share a subset; a group's channels are neighbours."""
+        demand = demand_of(self.survey, [node]) if self.options.subsets == FITTED and zeta > 1 else None
+        if demand is None:
+            return self._unfitted if groups == 1 else "contiguous"
+        size, found = len(channels) // groups, []
+        for first in range(0, len(channels), size):
+            of_group = fitted_subsets(demand.of(channels[first : first + size]), -(-size // zeta), zeta)
+            found += [[first + channel for channel in subset] for subset in of_group]
+        return found
+
     def _shrink_output(self, region: Region, node: fx.Node, width: int, leave: fx.Node | None = None) -> Indices:
         """Keep the strongest filters of a convolution, and the same channels of everything in its output's space but ``leave``."""
         conv = conv_of(node)
         assert conv is not None
-        kept = strongest([filter_norms(self._original(node))], width, conv.out_channels, conv.groups)
+        demand = demand_of(self.survey, self._readers(region, node))
+        if demand is None:
+            kept = strongest([filter_norms(self._original(node))], width, conv.out_channels, conv.groups)
+        else:
+            kept = _telling(demand, width, conv.groups)
         for member in self.survey.spaces(region).after(node).members:
             if leave is not None and member.node is leave:
                 continue
@@ -219,16 +273,19 @@ class _Draft:
         """The caller's module that the node calls, with its numbers."""
         return self.survey.original.get_submodule(path_of(node))
 
-    def _layer(self, in_channels: int, width: int, zeta: int | None, channel_dim: int, subsets: str | None = None) -> LayerSpec:
+    def _layer(self, in_channels: int, width: int, zeta: int | None, channel_dim: int, subsets: Subsets) -> LayerSpec:
         arguments = {
             "in_channels": in_channels,
             "out_channels": width,
             "zeta": zeta,
             "operator": self.options.operator,
             "tau": self.options.tau,
-            "subsets": subsets or self.options.subsets,
+            "subsets": subsets,
             "channel_dim": channel_dim,
         }
+        if self.survey.statistics is not None:
+            # Between the threshold and one: all that is passed on at first is means, which a fitted reader makes most of.
+            arguments["constant"] = (1 + (self.options.tau if self.options.tau < 1 else TAU)) / 2
         return LayerSpec("pix.PickOrMix", arguments)
 
     def _address(self, node: fx.Node) -> Address:
@@ -245,6 +302,11 @@ class _Draft:
     def _sign(self, region: Region, node: fx.Node) -> None:
         owner = self._address(node).owner
         self.signatures[owner] = self.survey.signature(region, owner)
+
+
+def _telling(demand: Demand, width: int, groups: int) -> Indices:
+    """The channels that readers can least do without, in their order; equally many of each group where that is possible."""
+    return tuple(sorted(most_telling(demand, width, groups if width % groups == 0 else 1)))
 
 
 def _groups(node: fx.Node) -> int:

@@ -316,3 +316,62 @@ def test_a_layer_that_cannot_become_that_small_says_why_and_stays(
     with pytest.raises(Refusal, match=reason):
         narrow(layer, "pix", kept_in, kept_out)
     assert tuple(layer.theta.shape) == (3, 12)
+
+
+NAMED = [[5, 0], [2, 6], [1, 3], [4]]
+
+
+@pytest.mark.parametrize("operator", ["pick-or-mix", "pick", "mix", "min"])
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_named_subsets_are_contiguous_ones_of_channels_in_another_order(operator: str, channel_dim: int) -> None:
+    torch.manual_seed(0)
+    named = PickOrMix(7, 4, zeta=2, operator=operator, subsets=NAMED, channel_dim=channel_dim)
+    plain = PickOrMix(7, 4, zeta=2, operator=operator, channel_dim=channel_dim)
+    order = [channel for subset in NAMED for channel in subset]
+    assert named.order.tolist() == order
+    assert named.subset_indices() == NAMED
+    with torch.no_grad():
+        plain.theta.copy_(named.theta[:, order])
+    x = torch.randn(3, 7, 5, 4) if channel_dim == 1 else torch.randn(3, 5, 4, 7)
+    assert torch.allclose(named(x), plain(x.index_select(channel_dim, torch.tensor(order))), atol=1e-6)
+    if channel_dim == 1:
+        last = named(x.to(memory_format=torch.channels_last))
+        assert torch.allclose(last, named(x), atol=1e-6)
+        assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_named_subsets_export_compile_and_build_without_numbers() -> None:
+    named = PickOrMix(7, 4, zeta=2, subsets=NAMED).eval()
+    x = torch.randn(2, 7, 5, 5)
+    exported = torch.export.export(named, (x,)).module()
+    assert torch.allclose(exported(x), named(x))
+    assert torch.allclose(torch.compile(named, backend="eager", fullgraph=True)(x), named(x))
+    with torch.device("meta"):
+        empty = PickOrMix(7, 4, zeta=2, subsets=NAMED)
+    assert empty(x.to("meta")).shape == (2, 4, 5, 5)
+    empty.to_empty(device="cpu").load_state_dict(named.state_dict())
+    assert torch.equal(empty(x), named(x))
+
+
+def test_a_constant_start_mixes_every_subset_alike_and_learns() -> None:
+    layer = PickOrMix(6, 3, zeta=2, constant=0.75)
+    x = torch.randn(4, 6, 3, 3)
+    assert torch.allclose(layer(x), 0.75 * x.unflatten(1, (3, 2)).mean(2), atol=1e-6)
+    layer(x).square().sum().backward()
+    assert layer.theta.grad.abs().min() > 0
+
+
+def test_a_narrowed_layer_with_named_subsets_keeps_neighbours_together() -> None:
+    layer = PickOrMix(7, 4, zeta=2, subsets=NAMED)
+    layer.narrow([0, 1, 2, 5, 6], [0, 1, 3])
+    assert layer.subsets == [[3, 0], [2, 4], [1]]
+    assert layer.order.tolist() == [3, 0, 2, 4, 1]
+    assert layer(torch.randn(2, 5, 4, 4)).shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("subsets", [[[0, 1], [2]], [[0, 1], [1, 2]], [[0], [1, 2], [3]], [[0, 1], [2, 4]]])
+def test_subsets_that_are_no_partition_are_refused(subsets: list[list[int]]) -> None:
+    with pytest.raises(InputError, match="no partition"):
+        PickOrMix(4, 2, zeta=2, subsets=subsets)
+    with pytest.raises(InputError, match="p cannot be"):
+        PickOrMix(4, 2, constant=1.0)

@@ -14,8 +14,14 @@ from networks.small import Basic, Bottleneck, Small
 from torch import nn
 
 import chansurg
+from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.recipes.pix.options import PixOptions
+from chansurg.surgery.demand import demand_of
 from chansurg.surgery.edits import Bypass, Insert, Narrow, Swap
+from chansurg.surgery.recipe import find_recipe
+from chansurg.surgery.statistics import measure
+from chansurg.surgery.survey import Survey, survey
+from chansurg.surgery.survey.kinds import path_of
 
 SPEC = Path(__file__).parents[3].parent / "shared" / "spec" / "paper-tables.csv"
 
@@ -278,3 +284,67 @@ def test_a_meta_network_and_a_real_one_get_the_same_sites(subsets: str) -> None:
         real, meta = (plan(network, mode=mode, subsets=subsets) for network in (small(), empty))
         assert real.sites == meta.sites
         assert [edit.path for edit in real.edits] == [edit.path for edit in meta.edits]
+
+
+def with_statistics(network: nn.Module) -> Survey:
+    found = survey(network, (3, 16, 16))
+    found.statistics = measure(network, [torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, ["blocks.0.conv1", "blocks.1.conv1"]),
+        ({"zeta": 4}, ["blocks.0.conv1", "blocks.1.conv1"]),
+        ({"mode": "downscale"}, ["blocks.0.conv2_pix", "blocks.2.conv1_pix", "blocks.2.conv2_pix"]),
+        ({"mode": "downscale", "zeta": 3}, ["blocks.0.conv2_pix", "blocks.2.conv1_pix"]),
+    ],
+)
+def test_with_data_subsets_are_fitted_and_every_one_is_mixed_at_first(options: dict[str, Any], layers: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = chansurg.load("networks.small:small", input_size=(16,))
+    recipe = find_recipe("pix")
+    planned = recipe.plan(with_statistics(network), recipe.options(options))
+    assert planned.options["subsets"] == "fitted"
+    assert planned == recipe.plan(with_statistics(network), recipe.options(options))
+    converted = chansurg.apply(network, planned)
+    for path in layers:
+        layer = converted.get_submodule(path)
+        assert layer.subset_indices() != PickOrMix(layer.in_channels, layer.out_channels, zeta=layer.zeta).subset_indices()
+        assert layer.probability(torch.rand(2, layer.in_channels, 3, 3)).unique().tolist() == [pytest.approx(0.75)]
+    x = torch.randn(2, 3, 16, 16)
+    chansurg.save(converted, tmp_path / "fitted.safetensors")
+    again = chansurg.load(tmp_path / "fitted.safetensors", arch="networks.small:small")
+    with torch.no_grad():
+        assert torch.equal(again(x), converted(x))
+
+
+def test_fitted_subsets_serve_the_reader_better_than_neighbours() -> None:
+    network = small()
+    found = with_statistics(network)
+    recipe = find_recipe("pix")
+    planned = recipe.plan(found, recipe.options({"mode": "downscale"}))
+    reader = next(node for node in found.regions[0].nodes if path_of(node) == "blocks.2.conv1")
+    demand = demand_of(found, [reader])
+    inserted = next(edit for edit in planned.edits if isinstance(edit, Insert) and edit.path == "blocks.2.conv1_pix")
+    shares = []
+    for subsets in (inserted.layer.arguments["subsets"], [[i, i + 1] for i in range(0, 32, 2)]):
+        sums = torch.zeros(32, 16, dtype=torch.float64)
+        for column, subset in enumerate(subsets):
+            sums[subset, column] = 1
+        shares.append(float(demand.given(sums)))
+    assert shares[0] > shares[1] + 0.05
+
+
+def test_a_kind_of_subsets_that_was_asked_for_stays_and_fitting_takes_data() -> None:
+    network, recipe = small(), find_recipe("pix")
+    planned = recipe.plan(with_statistics(network), recipe.options({"mode": "downscale", "subsets": "strided"}))
+    kinds = {edit.layer.arguments["subsets"] for edit in planned.edits if isinstance(edit, Insert)}
+    assert (kinds, planned.options["subsets"]) == ({"strided"}, "strided")
+    with pytest.raises(chansurg.InputError, match="'fitted' is not a value of --subsets") as refused:
+        plan(network, subsets="fitted")
+    assert "--calibrate" in refused.value.to_do
+    without = plan(network, mode="downscale")
+    assert without == plan(network, mode="downscale", subsets="contiguous")
+    assert all("constant" not in edit.layer.arguments for edit in without.edits if isinstance(edit, Insert))
