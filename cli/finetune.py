@@ -52,8 +52,16 @@ def finetune(
         ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", metavar="MODEL", help="A network to distil from.", show_default=False, parser=given)
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="A network to distil from. Left out: the one that MODEL was converted from, where that lies beside it.",
+            show_default=False,
+            parser=given,
+        ),
     ] = None,
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Distil from none.")] = False,
     teacher_arch: Annotated[
         str | None,
         typer.Option("--teacher-arch", metavar="NAME", help="Its architecture, as for --arch.", show_default=False),
@@ -72,15 +80,11 @@ def finetune(
     the classes of the data.
     """
     chosen = settings_from({name: value for name, value in settings.items() if value is not None})
-    if teacher_arch is not None and teacher is None:
-        raise InputError(
-            "There is no teacher whose architecture that could be.",
-            where="option --teacher-arch",
-            not_done="Nothing was trained.",
-            to_do="Name the teacher, too: --teacher MODEL; or leave it out.",
-        )
+    _check_teacher(teacher, teacher_arch, no_teacher=no_teacher)
     target = output or Path(f"{stem(model)}-finetuned.safetensors")
     with speaking_once(report):
+        if teacher is None and not no_teacher:
+            teacher, teacher_arch = _original(report, model, arch)
         inputs = [path for path in (existing_input(model), None if teacher is None else existing_input(teacher)) if path is not None]
         check_output(target, inputs=inputs, force=True)
         network = _network(report, model, data, chosen, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
@@ -98,6 +102,40 @@ def finetune(
             "trained_steps": outcome.trained_steps,
         }
         report.result(document, line=str(target), show=lambda: _show(report, model, target, outcome))
+
+
+def _check_teacher(teacher: str | None, arch: str | None, *, no_teacher: bool) -> None:
+    if no_teacher and (teacher is not None or arch is not None):
+        raise InputError(
+            "A teacher is named, and none is wanted.",
+            where="option --no-teacher",
+            not_done="Nothing was trained.",
+            to_do="Pass either --teacher MODEL or --no-teacher.",
+        )
+    if arch is not None and teacher is None:
+        raise InputError(
+            "There is no teacher whose architecture that could be.",
+            where="option --teacher-arch",
+            not_done="Nothing was trained.",
+            to_do="Name the teacher, too: --teacher MODEL; or leave it out.",
+        )
+
+
+def _original(report: Report, model: str, arch: str | None) -> tuple[str | None, str | None]:
+    """The network that the model was converted from, where its file is at hand, and its architecture."""
+    from chansurg.surgery.files.lineage import history, original_of
+
+    path = existing_input(model)
+    found = None if path is None else original_of(path)
+    if path is None or found is None:
+        return None, None
+    name, file = found
+    if file is None:
+        report.note(f"no teacher: {name}, which {path.name} was converted from, does not lie beside it; --teacher names it")
+        return None, None
+    report.note(f"teacher: {name}, which {path.name} was converted from; --no-teacher leaves it out")
+    architecture = history(path).architecture
+    return str(file), arch or (None if architecture is None or architecture.source == "factory" else str(architecture))
 
 
 def _network(

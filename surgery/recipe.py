@@ -31,6 +31,21 @@ def option(default: Any, help: str, *, choices: Sequence[str] | None = None, met
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
 
 
+@dataclasses.dataclass(frozen=True)
+class Recovery:
+    """How a network that a recipe has converted is best fine-tuned, where its user says nothing else.
+
+    Args:
+        learning_rate: the highest one, as a share of what the optimizer was published with, which is for training from random weights.
+        distill_blocks: weight of the block outputs of a teacher, beside its logits.
+        new_first: share of the run, from 0 to below 1, in which only the layers that started anew are trained.
+    """
+
+    learning_rate: float = 0.4
+    distill_blocks: float = 0.0
+    new_first: float = 0.0
+
+
 class Recipe(ABC):
     """One way of rewriting networks."""
 
@@ -45,6 +60,8 @@ class Recipe(ABC):
     """When not to use it."""
     Options: ClassVar[type]
     """A frozen dataclass whose fields come from :func:`option`; its ``__post_init__`` raises :class:`InputError` for bad values."""
+    recovery: ClassVar[Recovery] = Recovery()
+    """What suits fine-tuning afterwards."""
 
     @abstractmethod
     def plan(self, survey: Survey, options: Any, chosen: Chosen = EVERY) -> Plan:

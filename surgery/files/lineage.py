@@ -93,6 +93,21 @@ def undo(
     return target
 
 
+def original_of(path: str | os.PathLike[str]) -> tuple[str, Path | None] | None:
+    """The file that a converted network's first conversion started from: its name, and where it lies beside ``path``, if it does.
+
+    ``None`` for a file that was not converted from one, or is no model file.
+    """
+    try:
+        record = history(path)
+    except InputError:
+        return None
+    first = next((entry for entry in record.journal if entry.kind == "convert"), None)
+    if first is None or first.parent_sha256 is None or first.parent_file is None:
+        return None
+    return first.parent_file, _beside(Path(path), first.parent_sha256, first.parent_file)
+
+
 def _sha256_or_none(file: Path) -> str | None:
     try:
         return file_sha256(file)
@@ -110,14 +125,20 @@ def _find(path: Path, wanted: str, name: str | None, base: Path | None) -> Path:
             not_done="Nothing was undone.",
             to_do=f"Name the original{f' ({name})' if name else ''}; its SHA-256 begins with {wanted[:12]}.",
         )
-    folder = path.resolve().parent
-    beside = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: (file.name != name, file.name))
-    for file in beside:
-        if (file.name == name or file.suffix == Path(name or "").suffix) and _sha256_or_none(file) == wanted:
-            return file
+    if (parent := _beside(path, wanted, name)) is not None:
+        return parent
     raise Refusal(
         f"The file that {path.name} was made from{f' ({name})' if name else ''} is not beside it.",
-        where=str(folder),
+        where=str(path.resolve().parent),
         not_done="Nothing was undone.",
         to_do=f"Name it with --base FILE; its SHA-256 begins with {wanted[:12]}.",
     )
+
+
+def _beside(path: Path, wanted: str, name: str | None) -> Path | None:
+    """The file with this hash in the folder where ``path`` is."""
+    beside = sorted((file for file in path.resolve().parent.iterdir() if file.is_file()), key=lambda file: (file.name != name, file.name))
+    for file in beside:
+        if (file.name == name or file.suffix == Path(name or "").suffix) and _sha256_or_none(file) == wanted:
+            return file
+    return None

@@ -81,6 +81,7 @@ class Training:
         settings: of the run.
         course: its division into steps.
         peak: highest learning rate.
+        new_first: steps at the start in which only new layers are trained.
         processes: who takes part.
         images: training images.
         validation: images for validation, where there are any.
@@ -103,6 +104,7 @@ class Training:
     settings: Settings
     course: Course
     peak: float
+    new_first: int
     processes: Processes
     images: ImageFeed
     validation: ImageFeed | None
@@ -168,7 +170,7 @@ class Training:
 
     def _take_step(self, batches: list[Batch]) -> None:
         accelerator, settings = self.processes.accelerator, self.settings
-        set_learning_rate(self.optimizer, self.rate(self.step))
+        set_learning_rate(self.optimizer, self.rate(self.step), only_new=self.step < self.new_first)
         moment = self._moment()
         for number, (images, labels) in enumerate(batches):
             torch.manual_seed(seed_of(_NOISE, settings.seed, self.step, number, self.processes.index))

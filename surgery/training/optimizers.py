@@ -6,6 +6,7 @@ for speed: PyTorch picks its multi-tensor kernels on a GPU by itself, and plain 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -51,22 +52,24 @@ def default_learning_rate(optimizer: str, batch_size: int) -> float:
     return rate * batch_size / published_batch_size
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups, with and without weight decay; each parameter is in one of them, once.
+def parameter_groups(model: nn.Module, weight_decay: float, new: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The trainable parameters in groups, with and without weight decay, old and new; each parameter is in one of them, once.
 
     Left alone are parameters of norms, vectors and scalars (biases among them), and what a recipe's layer names in ``no_weight_decay``.
 
     Args:
         model: the network; a wrapped one is unwrapped.
         weight_decay: of the others.
+        new: parameters of layers that started anew, by name; their groups say so under ``new``.
 
     Raises:
         InputError: where no parameter is trainable.
     """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    network = unwrapped(model)
+    fresh = {parameter for name, parameter in network.named_parameters(remove_duplicate=False) if name in new}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(spared, new): [] for new in (False, True) for spared in (False, True)}
     seen: set[nn.Parameter] = set()
-    for module in unwrapped(model).modules():
+    for module in network.modules():
         protected = module.no_weight_decay if isinstance(module, RecipeLayer) else frozenset[str]()
         below = dict(module.named_parameters()) if protected else {}
         own = dict(module.named_parameters(recurse=False))
@@ -74,17 +77,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            spares = name in protected or parameter.ndim <= 1 or isinstance(module, _NORMS)
-            (spared if spares else decayed).append(parameter)
+            spared = name in protected or parameter.ndim <= 1 or isinstance(module, _NORMS)
+            groups[spared, parameter in fresh].append(parameter)
     if not seen:
         raise InputError(
             "The network has no parameter that can be trained.",
-            where=type(unwrapped(model)).__name__,
+            where=type(network).__name__,
             not_done="Nothing was trained.",
             to_do="Set requires_grad of the parameters to be trained.",
         )
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [
+        {"params": parameters, "weight_decay": 0.0 if spared else weight_decay, "new": is_new}
+        for (spared, is_new), parameters in groups.items()
+        if parameters
+    ]
 
 
 def build_optimizer(
@@ -95,6 +101,7 @@ def build_optimizer(
     weight_decay: float = 0.0,
     momentum: float = 0.9,
     nesterov: bool = True,
+    new: Collection[str] = (),
 ) -> Optimizer:
     """The optimizer of a network's trainable parameters.
 
@@ -105,12 +112,13 @@ def build_optimizer(
         weight_decay: see :func:`parameter_groups`.
         momentum: for ``sgd``, ``lars`` and ``rmsproptf``; the others have moments of their own.
         nesterov: Nesterov's form of momentum, for ``sgd``.
+        new: see :func:`parameter_groups`.
 
     Raises:
         InputError: where there is no such optimizer, or timm is needed and not installed.
     """
     _require_known(name)
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, new)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
     if name == "adamw":

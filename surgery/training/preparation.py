@@ -30,6 +30,7 @@ from chansurg.surgery.training.optimizers import build_optimizer, default_learni
 from chansurg.surgery.training.ordering import Course
 from chansurg.surgery.training.processes import Processes
 from chansurg.surgery.training.settings import TARGETS, Settings
+from chansurg.surgery.training.suited import suited
 from chansurg.surgery.training.teacher import Teacher, classifier_outputs
 
 _VALIDATION = ("val", "valid", "validation")
@@ -123,17 +124,17 @@ def prepared(
     classes = len(record.class_names or ())
     half = torch.bfloat16 if settings.precision == "bf16" else torch.float16 if settings.precision == "fp16" else None
     shown_by = None if teacher is None else Teacher(copy.deepcopy(teacher), record, classes, device=processes.device, autocast=half)
-    peak = settings.lr if settings.lr is not None else default_learning_rate(settings.optimizer, course.images_a_step)
+    suits = suited(settings, record, is_taught=teacher is not None)
+    peak = settings.lr if settings.lr is not None else suits.rate * default_learning_rate(settings.optimizer, course.images_a_step)
     if settings.sync_bn and processes.number > 1:
         network = attach(_synchronised(network, processes), record)
-    logits = settings.distill_logits if settings.distill_logits is not None else float(teacher is not None)
     objective = Objective(
         network,
         shown_by,
         label_smoothing=settings.label_smoothing,
-        distill_logits=logits,
+        distill_logits=suits.distill_logits,
         temperature=settings.temperature,
-        distill_blocks=settings.distill_blocks,
+        distill_blocks=suits.distill_blocks,
     )
     optimizer = build_optimizer(
         network,
@@ -142,6 +143,7 @@ def prepared(
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
+        new=suits.new if suits.new_first else frozenset(),
     )
     average = None if settings.ema is None else WeightAverage(network, settings.ema)
     mixes = settings.mixup > 0 or settings.cutmix > 0
@@ -158,6 +160,7 @@ def prepared(
         settings=settings,
         course=course,
         peak=peak,
+        new_first=round(suits.new_first * course.steps_an_epoch),
         processes=processes,
         images=images,
         validation=validation,

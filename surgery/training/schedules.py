@@ -64,7 +64,7 @@ def learning_rate(
     return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group of the optimizer this learning rate."""
+def set_learning_rate(optimizer: Optimizer, rate: float, *, only_new: bool = False) -> None:
+    """Give every group of the optimizer this learning rate; with ``only_new``, zero to those that are not of new layers."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = 0.0 if only_new and not group["new"] else rate

@@ -37,13 +37,20 @@ class Settings:
     seed: int = option(0, "Seed of order, augmentation, dropout and fresh weights.", metavar="N")
 
     optimizer: str = option("sgd", "sgd, adamw, or one of timm's: lamb, lars, lion, adan, adopt, nadamw, rmsproptf.", metavar="NAME")
-    lr: float | None = option(None, "Highest learning rate. Left out: the optimizer's published one, scaled to the batch.", metavar="X")
+    lr: float | None = option(
+        None,
+        "Highest learning rate. Left out: the optimizer's published one, scaled to the batch; less where the weights were trained.",
+        metavar="X",
+    )
     weight_decay: float = option(1e-4, "Weight decay; norms and biases have none.", metavar="X")
     momentum: float = option(0.9, "Momentum, for sgd, lars and rmsproptf.", metavar="X")
     nesterov: bool = option(True, "Nesterov momentum, for sgd.")
     clip_norm: float | None = option(None, "Scale gradients down to this norm where they are longer.", metavar="X")
 
     schedule: str = option("cosine", "How the learning rate falls.", choices=("cosine", "step"))
+    new_first: float | None = option(
+        None, "Epochs at the start in which only layers that a conversion left untrained learn. Left out: as suits its recipe.", metavar="X"
+    )
     warmup_epochs: float = option(0.0, "Epochs over which the learning rate rises.", metavar="X")
     milestones: str = option("", "For --schedule step: epochs at which it is multiplied by --gamma, as 15,25.", metavar="E,E")
     gamma: float = option(0.1, "For --schedule step: the factor.", metavar="X")
@@ -58,7 +65,9 @@ class Settings:
         None, "Weight of the teacher's logits in the loss. Left out: 1 where there is a --teacher.", metavar="X"
     )
     temperature: float = option(2.0, "Temperature of the logits' distillation.", metavar="X")
-    distill_blocks: float = option(0.0, "Weight of the teacher's block outputs in the loss.", metavar="X")
+    distill_blocks: float | None = option(
+        None, "Weight of the teacher's block outputs in the loss. Left out: as suits the recipe.", metavar="X"
+    )
 
     target_macs: float | None = option(None, "Steer towards this share of the original network's MACs, as 0.45.", metavar="X")
     target_params: float | None = option(None, "The same for parameters.", metavar="X")
@@ -150,7 +159,17 @@ _RANGES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("workers", "seed"), lambda value: value >= 0, "a whole number from 0"),
     (("lr", "clip_norm", "temperature", "gamma"), lambda value: value > 0, "a number above 0"),
     (
-        ("weight_decay", "mixup", "cutmix", "warmup_epochs", "floor_lr", "distill_logits", "distill_blocks", "checkpoint_minutes"),
+        (
+            "weight_decay",
+            "mixup",
+            "cutmix",
+            "warmup_epochs",
+            "new_first",
+            "floor_lr",
+            "distill_logits",
+            "distill_blocks",
+            "checkpoint_minutes",
+        ),
         lambda value: value >= 0,
         "a number from 0",
     ),

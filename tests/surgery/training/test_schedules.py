@@ -48,9 +48,11 @@ def test_after_the_warm_up_the_whole_cosine_is_left() -> None:
 
 
 def test_every_group_gets_it() -> None:
-    groups = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)], lr=1.0)
+    groups = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "new": new} for new in (False, True)], lr=1.0)
     set_learning_rate(groups, 0.25)
     assert [group["lr"] for group in groups.param_groups] == [0.25, 0.25]
+    set_learning_rate(groups, 0.5, only_new=True)
+    assert [group["lr"] for group in groups.param_groups] == [0.0, 0.5]
 
 
 def test_what_cannot_be() -> None:
