@@ -1,12 +1,12 @@
 """Forms of the PiX layer for inference, of operators that runtimes have fast kernels for.
 
-The layer reduces its subsets twice, chooses between the results and scales the choice: three passes more over memory than need be. Here both
-results are blended with one factor a channel each, ``y = a * extreme + b * sum``, where ``a`` is ``p`` for what picks and zero for what
-mixes, and ``b`` is ``p / size`` the other way round (Pick-or-Mix, Equations 2 and 3).
+The layer reduces its subsets twice, chooses between the results and scales the choice: passes over memory that need not be. Here both
+results are blended with one factor a channel each, ``y = a * extreme + b * sum``, where ``a`` is ``p`` for what picks and zero for
+what mixes, and ``b`` is ``p / size`` the other way round (Pick-or-Mix, Equations 2 and 3).
 
-Of several ways to reduce the subsets, timed in turn on a CPU, the ones chosen took half the layer's own time or less: elementwise over
-the first, second, … channels of all subsets in torch, where the channels may lie far apart or innermost; and in ONNX Runtime a reduction over
-an axis of its own where a subset is a run of neighbours.
+Of several ways to reduce the subsets, timed in turn on a CPU, those chosen took about half the layer's own time: elementwise over the
+first, second, … channels of all subsets in torch, where the channels may lie far apart or innermost; and in ONNX Runtime a reduction
+over an axis of its own where a subset is a run of neighbours.
 """
 
 from __future__ import annotations
@@ -95,13 +95,18 @@ class BlendedPickOrMix(nn.Module):
         others = [dim for dim in range(1, x.ndim) if dim != channel]
         g = x if self.nonnegative else x.abs()
         p = torch.sigmoid(functional.linear(g.mean(others) if others else g, self.theta, self.beta))
-        if self.operator in ("pick", "mix"):
-            picking = p if self.operator == "pick" else None
-        else:
-            picking = torch.where(p <= self.tau, p, 0.0)
-        mixing = None if self.operator == "pick" else (p if picking is None else p - picking) * self.shares
+        picking, mixing = self._factors(p)
         blended = [self._blend(x, channel, number, picking, mixing) for number in range(len(self.groups))]
         return blended[0] if len(blended) == 1 else torch.cat(blended, channel)
+
+    def _factors(self, p: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the extremes and the sums are multiplied by, ``[B, K]`` each; ``None`` where the operator has no use for them."""
+        if self.operator == "pick":
+            return p, None
+        if self.operator == "mix":
+            return None, p * self.shares
+        picking = torch.where(p <= self.tau, p, 0.0)
+        return picking, (p - picking) * self.shares
 
     def _blend(self, x: Tensor, channel: int, number: int, picking: Tensor | None, mixing: Tensor | None) -> Tensor:
         group = self.groups[number]
