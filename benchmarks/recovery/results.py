@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.result_folder import ResultFolder as KeptResults
 
 
 @dataclass(frozen=True)
@@ -49,40 +49,17 @@ class Result:
         return self.original_latency_ms / self.latency_ms
 
 
-class ResultFolder:
-    """A folder of results, all of one set of settings.
-
-    Args:
-        path: the folder; made if it is not there.
-        settings: what every result depends on, as JSON values.
-
-    Raises:
-        SystemExit: where the folder holds results of other settings.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        kept = path / "settings.json"
-        if kept.exists() and json.loads(kept.read_text()) != settings:
-            raise SystemExit(f"{path} holds results of other settings ({kept}). Pass another folder with --out, or delete it.")
-        _write(kept, settings)
+class ResultFolder(KeptResults):
+    """The folder of this benchmark's results."""
 
     def file(self, network: str, row: str, seed: int, suffix: str = ".json") -> Path:
         """Where a result is, or what belongs to it."""
-        return self.path / f"{network}-{row}-{seed}{suffix}"
+        return self.named(network, row, seed, suffix=suffix)
 
     def add(self, result: Result) -> None:
         """Write a result."""
-        _write(self.file(result.network, result.row, result.seed), asdict(result))
+        self.write(self.file(result.network, result.row, result.seed), asdict(result))
 
     def all(self) -> list[Result]:
         """Every result in the folder."""
-        files = (file for file in sorted(self.path.glob("*.json")) if file.name != "settings.json")
-        return [Result(**json.loads(file.read_text())) for file in files]
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.part")  # several processes may fill one folder
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    temporary.replace(path)
+        return [Result(**document) for document in self.documents()]
