@@ -60,3 +60,9 @@ def test_the_training_loop_of_the_documentation_lets_channels_go_and_slices() ->
     assert all(kept.any() for kept in masks.values())
     sliced = chansurg.slice(left["gated"], input_size=(3, 32, 32))
     assert chansurg.count(sliced, (3, 32, 32)).macs < chansurg.count(left["gated"], (3, 32, 32)).macs
+
+
+def test_the_timing_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = executed("BENCHMARKING.md")["found"].rows
+    assert [(row.setting.runtime, row.setting.batch_size) for row in rows] == [("eager", 1), ("eager", 4)]
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import chansurg
+from benchmarks.recovery import networks
 from benchmarks.recovery.plot import draw
 from benchmarks.recovery.results import ResultFolder
 from benchmarks.recovery.rows import ROWS, Subject
@@ -27,7 +28,7 @@ from benchmarks.recovery.table import render
 SHARED = Path("..") / "shared"
 QUICK = {
     "networks": "resnet20",
-    "rows": "dense,pcs,pix,magnitude",
+    "rows": "dense,pcs,slimconv,magnitude",
     "seeds": "0",
     "epochs": 10,
     "images": 1000,
@@ -42,7 +43,7 @@ def main() -> None:
     settings: dict[str, Any] = {"epochs": options.epochs, "batch_size": options.batch_size}
     settings |= {name: value for name in ("lr", "distill_blocks") if (value := getattr(options, name)) is not None}
     settings |= {"precision": options.precision, "channels_last": True}
-    others = ("images", "target_macs", "shrink", "latency_batch")
+    others = ("images", "samples", "target_macs", "shrink", "latency_batch")
     folder = ResultFolder(options.out, {**settings, **{name: getattr(options, name) for name in others}})
     data = options.data
     if options.images is not None:
@@ -56,8 +57,8 @@ def main() -> None:
             for name in options.rows.split(","):
                 if folder.file(network, name, seed).exists():
                     continue
-                original = chansurg.load(options.models / f"{network}-cifar10jpeg.safetensors")
-                subject = Subject(original, data, seed, options.target_macs, options.shrink)
+                original = chansurg.load(*_place(options.models, network))
+                subject = Subject(original, data, seed, options.target_macs, options.shrink, options.samples)
                 try:
                     result = run_row(name, network, subject, folder, settings, options.latency_batch)
                 except chansurg.ChansurgError as error:  # the other rows have their turn
@@ -72,6 +73,12 @@ def main() -> None:
         print(results, end="")
     if failed:
         raise SystemExit("These rows failed, and will be tried again:\n" + "\n".join(failed))
+
+
+def _place(models: Path, network: str) -> tuple[Path, str | None]:
+    """The file of a network, and where it needs one the name of its factory."""
+    factory = f"benchmarks.recovery.networks:{network}" if hasattr(networks, network) else None
+    return models / f"{network}-cifar10jpeg.safetensors", factory
 
 
 def _report(folder: ResultFolder) -> str:
@@ -93,8 +100,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--networks", default="resnet20,resnet56")
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of: {', '.join(ROWS)}")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=30, help="0 measures what conversions keep before any training")
     parser.add_argument("--images", type=int, help="train on this many images, and validate on as many")
+    parser.add_argument("--samples", type=int, default=1024, help="training images to calibrate with")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--distill-blocks", type=float, help="weight of the teacher's block outputs, beside its logits")

@@ -18,6 +18,8 @@ class Result:
         row: how.
         seed: of the training run.
         top1: accuracy on ``val``, in per cent.
+        untrained: that before any training; of a recipe, calibrated.
+        uncalibrated: that without calibration; ``None`` where there is none.
         macs: multiply-accumulates for one image.
         params: parameters.
         original_macs: of the network before anything was done to it.
@@ -33,6 +35,8 @@ class Result:
     row: str
     seed: int
     top1: float
+    untrained: float
+    uncalibrated: float | None
     macs: int
     params: int
     original_macs: int

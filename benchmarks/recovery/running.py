@@ -33,12 +33,13 @@ def run_row(name: str, network: str, subject: Subject, folder: ResultFolder, set
     """
     row = ROWS[name]
     output = folder.file(network, row.training or name, subject.seed, ".safetensors")
-    small = row.finish(_trained(row, output, subject, settings)).eval()
-    accuracy = chansurg.evaluate(small, subject.data, split="val").top1
+    prepared = row.prepare(subject).eval()
+    untrained = _accuracy(prepared, subject)
+    small = (row.finish(_trained(row, prepared, output, subject, settings)) if settings["epochs"] else prepared).eval()
     counts, before = chansurg.count(small), chansurg.count(subject.original)
     latency, original_latency, spread = _latencies(small, subject.original, latency_batch)
     notes: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "latency_batch": latency_batch}
-    metrics = (output.with_name(f"{output.name}.run") / "metrics.jsonl").read_text().splitlines()
+    metrics = output.with_name(f"{output.name}.run") / "metrics.jsonl"
     journal = chansurg.record_of(small).journal
     if journal and journal[-1].kind == "slice":
         notes["slice"] = {name: value for name, value in journal[-1].results.items() if not isinstance(value, dict)}
@@ -46,7 +47,9 @@ def run_row(name: str, network: str, subject: Subject, folder: ResultFolder, set
         network=network,
         row=name,
         seed=subject.seed,
-        top1=accuracy,
+        top1=_accuracy(small, subject) if settings["epochs"] else untrained,
+        untrained=untrained,
+        uncalibrated=None if row.uncalibrated is None else _accuracy(row.uncalibrated(subject).eval(), subject),
         macs=counts.macs,
         params=counts.params,
         original_macs=before.macs,
@@ -54,15 +57,18 @@ def run_row(name: str, network: str, subject: Subject, folder: ResultFolder, set
         latency_ms=latency,
         original_latency_ms=original_latency,
         latency_spread=spread,
-        seconds=sum(json.loads(line)["seconds"] for line in metrics),
+        seconds=sum(json.loads(line)["seconds"] for line in metrics.read_text().splitlines()) if metrics.exists() else 0.0,
         notes=notes,
     )
 
 
-def _trained(row: Row, output: Path, subject: Subject, settings: dict[str, Any]) -> nn.Module:
+def _accuracy(network: nn.Module, subject: Subject) -> float:
+    return chansurg.evaluate(network, subject.data, split="val").top1
+
+
+def _trained(row: Row, network: nn.Module, output: Path, subject: Subject, settings: dict[str, Any]) -> nn.Module:
     """The row's network after fine-tuning."""
     weights = output.with_suffix(".weights.safetensors")
-    network = row.prepare(subject)
     if weights.exists():
         network.load_state_dict(load_file(weights))
         return network
@@ -73,7 +79,7 @@ def _trained(row: Row, output: Path, subject: Subject, settings: dict[str, Any])
         output=output,
         teacher=copy.deepcopy(subject.original),
         seed=subject.seed,
-        **{**settings, **steering, **row.settings},
+        **{**settings, "epochs": settings["epochs"] * row.longer, **steering, **row.settings},
     )
     part = weights.with_suffix(".part")
     save_file({key: tensor.detach().cpu().contiguous() for key, tensor in trained.state_dict().items()}, part)

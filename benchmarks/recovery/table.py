@@ -7,10 +7,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks.recovery.results import Result
 
-HEADER = (
-    "| network | row | seeds | top-1 on val, % | beside the network itself | MACs | of the original | parameters | latency, ms | speed-up "
-    "| minutes |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+COLUMNS = (
+    "network",
+    "row",
+    "seeds",
+    "converted only, %",
+    "calibrated, untrained, %",
+    "top-1 on val, %",
+    "beside the network itself",
+    "MACs",
+    "of the original",
+    "parameters",
+    "latency, ms",
+    "speed-up",
+    "minutes",
 )
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * 2}{'---:|' * (len(COLUMNS) - 2)}"
 
 NOISE = 0.25
 """From this spread on a speed-up is marked: something else was running."""
@@ -51,6 +63,8 @@ def _line(network: str, title: str, group: Sequence[Result], dense: Mapping[int,
         network,
         title,
         str(len(group)),
+        _known([result.uncalibrated for result in group]),
+        _known([result.untrained for result in group]),
         spread([result.top1 for result in group]),
         spread(gaps, sign="+") if gaps else "",
         f"{middle(lambda result: result.macs) / 1e6:.2f} M",
@@ -61,6 +75,11 @@ def _line(network: str, title: str, group: Sequence[Result], dense: Mapping[int,
         f"{middle(lambda result: result.seconds) / 60:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _known(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return spread(known) if known else ""
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:

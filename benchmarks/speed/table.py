@@ -68,4 +68,5 @@ def _detail(document: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     low, high = row["speedup_interval"]
     layouts = [row[name] or "its own" for name in ("layout", "against_layout")]
     told = "too noisy" if row["speedup"] is None else f"{row['speedup']:.2f}"
-    return f"{start} {row['median_ms']:.2f} | {layouts[0]} | {row['against_median_ms']:.2f} | {layouts[1]} | {told} | {low:.2f} to {high:.2f} |"
+    times = [f"{row[name]:.2f} | {layout}" for name, layout in zip(("median_ms", "against_median_ms"), layouts, strict=True)]
+    return f"{start} {' | '.join(times)} | {told} | {low:.2f} to {high:.2f} |"
