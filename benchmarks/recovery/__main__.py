@@ -16,6 +16,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import chansurg
 from benchmarks.recovery import networks
 from benchmarks.recovery.plot import draw
@@ -57,7 +59,7 @@ def main() -> None:
             for name in options.rows.split(","):
                 if folder.file(network, name, seed).exists():
                     continue
-                original = chansurg.load(*_place(options.models, network))
+                original = _original(options.models, network)
                 subject = Subject(original, data, seed, options.target_macs, options.shrink, options.samples)
                 try:
                     result = run_row(name, network, subject, folder, settings, options.latency_batch)
@@ -75,10 +77,10 @@ def main() -> None:
         raise SystemExit("These rows failed, and will be tried again:\n" + "\n".join(failed))
 
 
-def _place(models: Path, network: str) -> tuple[Path, str | None]:
-    """The file of a network, and where it needs one the name of its factory."""
+def _original(models: Path, network: str) -> nn.Module:
+    """The trained network of this name."""
     factory = f"benchmarks.recovery.networks:{network}" if hasattr(networks, network) else None
-    return models / f"{network}-cifar10jpeg.safetensors", factory
+    return chansurg.load(models / f"{network}-cifar10jpeg.safetensors", arch=factory)
 
 
 def _report(folder: ResultFolder) -> str:
