@@ -47,6 +47,12 @@ class Demand:
         return share
 
     @property
+    def reading(self) -> Tensor:
+        """How much each direction of the channels counts in the responses: ``S^-1 D S^-1``, ``[C, C]``."""
+        inverse: Tensor = torch.linalg.inv(self.covariance)
+        return inverse @ self.wanted @ inverse
+
+    @property
     def worth(self) -> Tensor:
         """The share of the response that each channel gives alone: ``[C]``."""
         return self.wanted.diagonal() / self.covariance.diagonal()
@@ -109,12 +115,11 @@ def demand_behind(survey: Survey, layer: fx.Node, activated: bool, readers: Iter
     if behind is None:
         units = cross / cross.square().sum(0).sqrt().clamp(min=1e-12)
         return Demand(covariance, units @ units.T / len(weight)), units
-    inverse = torch.linalg.inv(behind.covariance)
-    reading = inverse @ behind.wanted @ inverse
+    reading = behind.reading
     return Demand(covariance, cross @ reading @ cross.T), cross * reading.diagonal().clamp(min=0).sqrt()
 
 
-def reading_of(survey: Survey, reader: fx.Node, filters: Sequence[int] | None = None) -> Tensor | None:
+def reading_of(survey: Survey, reader: fx.Node, counts: Tensor | None = None) -> Tensor | None:
     """How much each direction of its input counts in what a layer puts out, in the units of the norm behind it: ``[C, C]``, float64.
 
     The positions under a convolution's kernel are summed as they vary together.
@@ -122,7 +127,7 @@ def reading_of(survey: Survey, reader: fx.Node, filters: Sequence[int] | None = 
     Args:
         survey: of the network.
         reader: a call of a convolution or linear layer.
-        filters: those of its filters that count; ``None`` is all.
+        counts: how much each of its filters counts, as a factor of what it puts out: ``[out_channels]``; ``None`` is one.
     """
     path = path_of(reader)
     layer = survey.original.get_submodule(path)
@@ -131,10 +136,8 @@ def reading_of(survey: Survey, reader: fx.Node, filters: Sequence[int] | None = 
         return None
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     gain, _ = _norm_behind(survey, reader, layer.weight.shape[0])
-    if filters is not None:
-        counted = torch.zeros_like(gain)
-        counted[list(filters)] = 1.0
-        gain = gain * counted
+    if counts is not None:
+        gain = gain * counts
     weight = layer.weight.detach().double().cpu()
     outputs, inputs = weight.shape[:2]
     of_groups = (gain[:, None, None] * weight.reshape(outputs, inputs, -1)).reshape(groups, outputs // groups, inputs, -1)

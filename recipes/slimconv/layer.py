@@ -52,6 +52,7 @@ class SlimConv(RecipeLayer):
             ``flipped``, both reversed; ``shuffled``, the bottom path interleaved (channel ``i`` of the ``m`` runs after one another, as in
             a channel shuffle).
         paths: 3 adds a path like the bottom one, on interleaved weights (Table XI).
+        attention: what ``w`` is at first, for every image: one number between 0 and 1 for each input channel; ``None`` draws it.
         selections: for the bottom and third path, which folded channels ``reduce`` hands on at first; ``None`` initialises it at random.
 
     Raises:
@@ -77,14 +78,16 @@ class SlimConv(RecipeLayer):
         weights: str = "both",
         paths: int = 2,
         selections: Sequence[Sequence[int]] | None = None,
+        attention: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        _check(in_channels, conv_channels, groups, folds, floor, weights, paths, selections)
+        _check(in_channels, conv_channels, groups, folds, floor, weights, paths, selections, attention)
         self.in_channels = in_channels
         self.conv_channels = conv_channels
         self.folds = folds
         self.weights = weights
         self.selections = None if selections is None else [list(selection) for selection in selections]
+        self.attention = None if attention is None else list(attention)
 
         def conv(part: Part) -> nn.Conv2d:
             """The replaced convolution with fewer channels."""
@@ -116,7 +119,10 @@ class SlimConv(RecipeLayer):
         return self.top.out_channels + sum(path.conv.out_channels for path in self._reduced())
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw every convolution anew (He normal, from ``generator`` if given), start ``reduce`` as its selection, and reset the norms."""
+        """Draw every convolution anew (He normal, from ``generator`` if given), and reset the norms.
+
+        ``reduce`` starts as its selection, and the attention as the numbers it was given: whatever it is shown, until it learns.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -126,6 +132,11 @@ class SlimConv(RecipeLayer):
                 module.reset_parameters()
         for path, selection in zip(self._reduced(), self.selections or (), strict=False):
             path.select(selection)
+        if self.attention is not None:
+            nn.init.zeros_(self.excite.weight)
+            assert self.excite.bias is not None
+            with torch.no_grad():
+                self.excite.bias.copy_(torch.tensor(self.attention, dtype=torch.float64, device="cpu").logit())
 
     def channel_weights(self, x: Tensor) -> Tensor:
         """``w``: ``[B, C_in, H, W] -> [B, C_in, 1, 1]`` (Eq. 1)."""
@@ -259,6 +270,7 @@ def _check(
     weights: str,
     paths: int,
     selections: Sequence[Sequence[int]] | None,
+    attention: Sequence[float] | None,
 ) -> None:
     def refuse(what: str, where: str, to_do: str) -> InputError:
         return InputError(what, where=where, not_done="no layer was built", to_do=to_do)
@@ -283,3 +295,7 @@ def _check(
             raise refuse(
                 f"the selections are not {reduced} of {size} folded channels for each path but the top one.", "selections", "give such"
             )
+    if attention is not None and not (len(attention) == in_channels and all(0 < weight < 1 for weight in attention)):
+        raise refuse(
+            f"the attention is not one number between 0 and 1 for each of {in_channels} input channels.", "attention", "give such, or None"
+        )

@@ -1,4 +1,8 @@
-"""From sites and options to edits. Which filters a slim convolution keeps is decided in :mod:`chansurg.recipes.slimconv.filters`."""
+"""From sites and options to edits.
+
+Which filters a slim convolution keeps is decided in :mod:`chansurg.recipes.slimconv.filters`, and where there are statistics of images in
+:mod:`chansurg.recipes.slimconv.fitting`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx, nn
 
 from chansurg.recipes.slimconv.filters import Start, Starts, starts
+from chansurg.recipes.slimconv.fitting import fitted_starts
 from chansurg.recipes.slimconv.options import SlimConvOptions
 from chansurg.recipes.slimconv.sites import SlimSite, slim_sites
 from chansurg.surgery.editing.narrowing import reason_against
@@ -109,9 +114,12 @@ class _Draft:
         if len(channels) % groups:
             raise CannotApply(f"its {groups} groups do not divide the {len(channels)} channels that are left of its input")
         begins = starts(conv, channels, outputs, groups, folds, paths)
+        attention: tuple[float, ...] | None = None
+        if (fitted := fitted_starts(self.survey, site, channels, begins, self.options)) is not None:
+            begins, attention = fitted
         for member in site.members:
             self._shrink(site.region, member, begins.kept)
-        self._swaps.append(Swap(path, self._layer(conv, len(channels), outputs, groups, begins)))
+        self._swaps.append(Swap(path, self._layer(conv, len(channels), outputs, groups, begins, attention)))
         for name, begin in zip(("top", "bottom.conv", "third.conv"), begins.paths, strict=False):
             self._inherited += _inheritance(path, name, begin, has_bias=conv.bias is not None)
         self._sign(site.region, site.layer)
@@ -130,8 +138,10 @@ class _Draft:
         self._narrowed[member.path] = new
         self._sign(region, member.node)
 
-    def _layer(self, conv: nn.Conv2d, inputs: int, outputs: int, groups: int, begins: Starts) -> LayerSpec:
-        arguments = {
+    def _layer(
+        self, conv: nn.Conv2d, inputs: int, outputs: int, groups: int, begins: Starts, attention: Sequence[float] | None
+    ) -> LayerSpec:
+        arguments: dict[str, Any] = {
             "in_channels": inputs,
             "conv_channels": outputs,
             "kernel_size": list(conv.kernel_size),
@@ -147,6 +157,8 @@ class _Draft:
             "paths": self.options.paths,
             "selections": [list(selection) for selection in begins.selections],
         }
+        if attention is not None:
+            arguments["attention"] = list(attention)
         return LayerSpec("slimconv.SlimConv", arguments)
 
     def _sign(self, region: Region, node: fx.Node) -> None:

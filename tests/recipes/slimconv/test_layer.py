@@ -269,6 +269,17 @@ def test_its_own_cost_is_counted() -> None:
     assert counts.macs == 64 * transform + 2 * 2 * inputs
 
 
+def test_an_attention_that_is_given_holds_for_every_image_at_first_and_learns() -> None:
+    given = torch.linspace(0.1, 0.9, 16)
+    layer = SlimConv(16, 16, 3, padding=1, attention=given.tolist())
+    x = torch.randn(3, 16, 5, 5)
+    assert torch.allclose(layer.channel_weights(x).flatten(1), given.expand(3, -1), atol=1e-6)
+    folded = (given.reshape(2, 8, 1, 1) * x.unflatten(1, (2, 8))).sum(1)
+    assert torch.allclose(layer(x)[:, :8], layer.top(folded), atol=1e-5)
+    layer(x).square().sum().backward()
+    assert layer.excite.weight.grad.abs().sum() > 0
+
+
 def test_repr_says_what_it_is() -> None:
     assert repr(SlimConv(16, 16, 3)).startswith("SlimConv(\n  16 -> 12, folds=2\n")
     assert "16 -> 6, folds=4, weights=plain" in repr(SlimConv(16, 16, 3, folds=4, weights="plain"))
@@ -289,6 +300,8 @@ def test_repr_says_what_it_is() -> None:
         ((8, 8, 3), {"selections": [[0]]}, "selections"),
         ((8, 8, 3), {"selections": [[0, 4]]}, "selections"),
         ((8, 8, 3), {"paths": 3, "selections": [[0, 1]]}, "selections"),
+        ((8, 8, 3), {"attention": [0.5] * 7}, "attention"),
+        ((8, 8, 3), {"attention": [0.5] * 7 + [1.0]}, "attention"),
     ],
 )
 def test_refusals_teach(args: tuple[int, int, int], options: dict[str, Any], named: str) -> None:
