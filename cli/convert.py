@@ -96,7 +96,7 @@ def convert(
     entry = chansurg.record_of(network).journal[-1]
     found = changes(plan.edits, before, layers_at(network, plan.edits))
     state = network.state_dict()
-    scaled = len(scaled_tensors(plan.edits, set(state) - {*entry.sliced, *entry.new}))
+    scaled = len(scaled_tensors(plan.edits, set(state) - {*entry.sliced, *entry.new, *entry.fitted}))
     kept = (entry.kept or 0) - scaled
     stop_if_interrupted()
     if not dry_run:
@@ -148,8 +148,8 @@ def _show(
     if drift is not None:
         show_drift(report, drift, title="drift before any training")
     kept = f"{old[0]} kept, {old[1]} scaled" if old[1] else f"{old[0]} kept"
-    fitted = f", {len(entry.results['calibration']['tensors'])} of them fitted to the images" if "calibration" in entry.results else ""
-    out.print(f"\ntensors: {kept}, {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed{fitted}")
+    fitted = f", {len(entry.fitted)} fitted" if entry.fitted else ""
+    out.print(f"\ntensors: {kept}{fitted}, {len(entry.sliced)} sliced, {len(entry.new)} new, {len(entry.removed)} removed")
     if target is None:
         out.print(f"A dry run: nothing was written ({seconds:.1f} s).")
     else:

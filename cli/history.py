@@ -96,7 +96,8 @@ def _show_entry(report: Report, number: int, entry: Entry) -> None:
 
 def _tensors(entry: Entry) -> str:
     """How many tensors were kept, sliced, made or removed; entries of older schemas do not count the kept ones."""
-    counts = {"kept": entry.kept, "sliced": len(entry.sliced), "new": len(entry.new), "removed": len(entry.removed)}
+    fitted = len(entry.fitted) or None
+    counts = {"kept": entry.kept, "fitted": fitted, "sliced": len(entry.sliced), "new": len(entry.new), "removed": len(entry.removed)}
     told = [", ".join(f"{number} {what}" for what, number in counts.items() if number is not None)]
     if scaled := len({edit.path for edit in entry.edits if isinstance(edit, Scale)}):
         told.append(f"those of {counted(scaled, 'layer')} scaled")
@@ -149,7 +150,7 @@ def _converted(entry: Entry) -> list[str]:
         taken = sum(1 for site in choice["sites"] if site["taken"])
         told.append(f"{taken} of {counted(len(choice['sites']), 'site')} taken, on {ran_on(choice['kind'], choice['inputs'])}")
     if "calibration" in found:
-        told.append(f"calibrated: {counted(len(found['calibration']['tensors']), 'tensor')} fitted to images")
+        told.append(f"calibrated on {counted(found['calibration']['images'], 'image')}")
     drift = drift_of(found)
     if drift is None:
         raise ValueError("no drift")

@@ -42,8 +42,9 @@ SAMPLES = 1024
 """Images that a conversion is calibrated on, where nothing else is said."""
 _REASONS = 8
 """Reasons that a refusal tells."""
-TRIAL_IMAGES, TRIAL_HELD_OUT = 128, 64
-"""Images that each trial of where to cut is calibrated on, and held-out ones that its drift is measured on, at most."""
+TRIAL_IMAGES, TRIAL_MACS = 128, 15 * 10**12
+"""Images that each trial of where to cut is calibrated on, at most, and multiply-accumulates that all of them together may cost; half as
+many held-out images are what its drift is measured on."""
 
 
 def plan(
@@ -102,7 +103,7 @@ def plan(
         made = found.plan(surveyed, values, by_name)
     if made.edits and limits:
         _check_growth(made, limits)
-        trials = _trials(model, record, lambda paths: found.plan(surveyed, values, Chosen(paths)), images, seed)
+        trials = _trials(model, record, lambda paths: found.plan(surveyed, values, Chosen(paths)), images, len(made.sites), seed)
         cutting = Cutting(made, trials, limits, progress)
         worth_it, choice = cutting.choose()
         made = found.plan(surveyed, values, Chosen(worth_it.paths, {**by_name.reasons, **worth_it.reasons}))
@@ -129,14 +130,16 @@ def _nothing(made: Plan) -> Refusal:
     )
 
 
-def _trials(model: nn.Module, record: Record, planned: Callable[[frozenset[str]], Plan], images: Unlabelled | None, seed: int) -> Trials:
+def _trials(
+    model: nn.Module, record: Record, planned: Callable[[frozenset[str]], Plan], images: Unlabelled | None, sites: int, seed: int
+) -> Trials:
     size = record.preprocessing.input_size
     now = count(model, size).macs
     at_first = next((entry.before["macs"] for entry in record.journal if entry.before), now)
     fit, inputs = None, noise(size, affordable_noise(now, 4 * NOISE_INPUTS, 4 * NOISE_MACS), seed=seed)
     if images is not None:
-        few = images.divided()[0].first(TRIAL_IMAGES)
-        fit, inputs = (lambda network: fit_to(model, network, few, 0, seed)), _held_out(images, TRIAL_HELD_OUT)
+        few = images.divided()[0].first(max(8, min(TRIAL_IMAGES, TRIAL_MACS // (4 * max(now, 1) * sites))))
+        fit, inputs = (lambda network: fit_to(model, network, few, 0, seed)), _held_out(images, max(4, len(few) // 2))
     return Trials(model, lambda paths: carry_out(model, planned(paths), record, seed=seed), fit, inputs, now=now, at_first=at_first)
 
 
@@ -218,7 +221,6 @@ def apply(
         results["asked"] = dict(plan.asked)
     if plan.choice is not None:
         results["choice"] = plan.choice.as_json()
-    fitted: set[str] = set()
     if images is None:
         size = record.preprocessing.input_size
         reference = Reference(model, plan.landmarks, noise(size, affordable_noise(count(model, size).macs)))
@@ -228,13 +230,11 @@ def apply(
         original = copy.deepcopy(model) if inplace else model
         network = carry_out(model, plan, record, inplace=inplace, seed=seed)
         results["calibration"] = fit_to(original, network, images, refine, seed)
-        fitted = set(results["calibration"]["tensors"])
         drift = drift_on(original, network, plan.landmarks, _held_out(images))
     results["drift"] = drift.as_json()
     papers = record_of(network)
-    entry = papers.journal[-1]
-    kept = None if entry.kept is None else entry.kept - len(fitted - {*entry.sliced, *entry.new})
-    entry = replace(entry, kept=kept, results=results, weights=weights_digest(network))
+    entry = replace(papers.journal[-1], results=results, weights=weights_digest(network))
+    entry = replace(entry, kept=None if entry.kept is None else entry.kept - len(entry.fitted))
     return attach(network, replace(papers, journal=(*papers.journal[:-1], entry)))
 
 

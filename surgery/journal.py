@@ -33,7 +33,8 @@ class Entry:
         signatures: non-tensor arguments of each rewritten forward (see :class:`~chansurg.surgery.plan.Plan`).
         graphs: for each module whose code the edits rely on, a hash of its graph before the edits.
         libraries: versions of the libraries that defined those modules.
-        kept: how many tensors hold what they, or their sources, held before; ``None`` where that was not counted.
+        kept: how many tensors hold what they, or their sources, held before, and were not fitted to images since; ``None`` where that was
+            not counted.
         sliced: tensors that hold a selection of it.
         new: tensors that hold nothing of what was there before, freshly initialised.
         removed: names of tensors that are gone.
@@ -71,6 +72,14 @@ class Entry:
     parent_sha256: str | None = None
     kind: str = "convert"
     results: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """Tensors that held what was there before until the conversion was calibrated, and were fitted to images then."""
+        calibration = self.results.get("calibration")
+        names = calibration.get("tensors") if isinstance(calibration, Mapping) else None
+        others = {*self.sliced, *self.new}
+        return tuple(name for name in names if name not in others) if isinstance(names, list) else ()
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; :meth:`from_json` reads them back."""

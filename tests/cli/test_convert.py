@@ -240,7 +240,7 @@ def test_a_conversion_that_finds_no_site_says_why_reason_by_reason(cli: Cli, tmp
     assert ran.code == 1
     assert "found no site" in ran.err
     assert "no spatial convolution follows it at once: features.1.conv.1, features.2.conv.2, features.3.conv.2 and 14 more" in ran.err
-    assert "it adds channels (16 to 96) (or 5 others like it); PiX only reduces them: features.2.conv.0.0, " in ran.err
+    assert "it adds channels (16 to 96) (or 6 others like it); PiX only reduces them: features.2.conv.0.0, " in ran.err
     assert files(tmp_path) == []
 
 
