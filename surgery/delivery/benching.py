@@ -22,7 +22,7 @@ from chansurg.surgery.counting import count
 from chansurg.surgery.delivery.benchmark import Benchmark, LayerRow, Row, Setting, Side
 from chansurg.surgery.delivery.machine import describe_machine
 from chansurg.surgery.delivery.optimizing import optimize
-from chansurg.surgery.delivery.runtimes import RUNTIMES, Inputs, Ready, Unavailable, prepare
+from chansurg.surgery.delivery.runtimes import RUNTIMES, Inputs, Ready, Unavailable, forget_compiled, prepare
 from chansurg.surgery.delivery.sites import Place, find_places
 from chansurg.surgery.delivery.timing import Spread, Stopwatch, others_share, processor_times, ratio, seconds_in_turn
 from chansurg.surgery.errors import InputError
@@ -169,6 +169,8 @@ def _layer_row(treated: _Treated, networks: Sequence[nn.Module], place: Place, s
 def _row(treated: _Treated, shapes: Sequence[Sequence[int]], setting: Setting, allowed: float | None, way: _Way, *, path: str = "") -> Row:
     """Time the networks, or the parts of them at ``path``, on inputs of these shapes."""
     sides = range(treated.sides)
+    if setting.runtime == "compile":
+        forget_compiled()
     with tempfile.TemporaryDirectory(prefix="chansurg-bench-") as folder:
         ready: list[dict[str | None, Ready]] = []
         for side in sides:

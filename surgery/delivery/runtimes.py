@@ -59,6 +59,11 @@ class Runtime:
     has_layouts: bool = True
 
 
+def forget_compiled() -> None:
+    """Let go of everything that ``torch.compile`` has made; what has been compiled too often is run uncompiled, and does not say so."""
+    torch._dynamo.reset()
+
+
 def prepare(runtime: str, network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
     """Make a network ready to be timed.
 
@@ -88,7 +93,6 @@ def _eager(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
 
 
 def _compiled(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
-    torch._dynamo.reset()
     return _of_torch(torch.compile(network, dynamic=False), inputs, network)
 
 
