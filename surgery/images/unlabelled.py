@@ -78,6 +78,10 @@ class Unlabelled:
         """The first images, or all where there are fewer."""
         return self._part(self._images[:count])
 
+    def between(self, start: int, stop: int) -> Unlabelled:
+        """The images from one number to another."""
+        return self._part(self._images[start:stop])
+
     def divided(self) -> tuple[Unlabelled, Unlabelled]:
         """The images to fit on, and those held out to judge the fit by: every eighth, and one at least; a single image serves as both."""
         held = [index for index in range(len(self)) if index % HELD_OUT == HELD_OUT - 1] or [len(self) - 1]

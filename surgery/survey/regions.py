@@ -168,7 +168,16 @@ def describe_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     return Call(concrete)
 
 
-class ShapeRecorder(fx.Interpreter):
+class GraphPlayer(fx.Interpreter):
+    """Runs a region's graph, with the graph's immutable lists as ordinary ones: some functions change theirs in place."""
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The node's arguments."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(_ordinary(arg) for arg in args), {name: _ordinary(arg) for name, arg in kwargs.items()}
+
+
+class ShapeRecorder(GraphPlayer):
     """Runs a graph on meta tensors and writes ``meta["shape"]`` (and ``meta["dtype"]``) on every node it reaches."""
 
     def __init__(self, region: Region) -> None:
@@ -183,11 +192,6 @@ class ShapeRecorder(fx.Interpreter):
         elif isinstance(result, (tuple, list)) and all(isinstance(item, torch.Tensor) for item in result):
             n.meta["shapes"] = tuple(tuple(item.shape) for item in result)
         return result
-
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The node's arguments, with the graph's immutable lists as ordinary ones: some functions change theirs in place."""
-        args, kwargs = super().fetch_args_kwargs_from_env(n)
-        return tuple(_ordinary(arg) for arg in args), {name: _ordinary(arg) for name, arg in kwargs.items()}
 
 
 @contextmanager

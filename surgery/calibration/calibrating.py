@@ -1,0 +1,301 @@
+"""Calibration: a converted network fitted to the original on images without labels, segment by segment, in order of execution.
+
+In every segment, first norms are re-estimated, then layers are solved in closed form, then the segment is trained for a few steps. Images
+that nothing is fitted on decide after each of the three whether it is kept; so a segment never ends up further from the original than it
+was, and one that is the original's function already is left as it is, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chansurg.surgery.calibration.kept import Kept
+from chansurg.surgery.calibration.norms import norms_in, reestimate, settle
+from chansurg.surgery.calibration.playing import Carried, Player, Source, error
+from chansurg.surgery.calibration.reconstruction import Reconstruction
+from chansurg.surgery.calibration.refining import BATCH
+from chansurg.surgery.calibration.refining import refine as refine_segment
+from chansurg.surgery.calibration.segments import Segment, segments
+from chansurg.surgery.calibration.units import units
+from chansurg.surgery.files.provenance import record_of
+from chansurg.surgery.images.unlabelled import HELD_OUT, Unlabelled
+from chansurg.surgery.journal import Record
+from chansurg.surgery.modes import eval_mode
+from chansurg.surgery.survey import Region, Survey, survey
+from chansurg.surgery.survey.kinds import path_of
+
+log = logging.getLogger(__name__)
+
+EQUAL = 1e-5
+"""A segment whose relative error is no larger computes what the original's does, up to rounding."""
+STEPS = 200
+REFINING_MACS = 2e13
+"""Steps of each segment where nothing else is said, and multiply-accumulates that all of them may take together."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What became of one segment. Errors are relative, on images that nothing was fitted on.
+
+    Args:
+        path: where it ends.
+        images: how many images it was fitted on.
+        before: its error with what lies before it fitted already.
+        solved: the error after re-estimated norms and closed forms.
+        refined: the error in the end.
+        layers: the layers that were solved.
+        norms: whether re-estimated norms were kept.
+    """
+
+    path: str
+    images: int
+    before: float
+    solved: float
+    refined: float
+    layers: tuple[str, ...] = ()
+    norms: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**vars(self), "layers": list(self.layers)}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibrating came to.
+
+    Args:
+        images: how many images there were.
+        held_out: how many of them nothing was fitted on.
+        steps: of training, a segment.
+        segments: in order of execution.
+        untouched: parts that could not be compared, with the reason.
+    """
+
+    images: int
+    held_out: int
+    steps: int
+    segments: tuple[Fitted, ...] = ()
+    untouched: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "images": self.images,
+            "held_out": self.held_out,
+            "steps": self.steps,
+            "segments": [segment.as_json() for segment in self.segments],
+            "untouched": dict(self.untouched),
+        }
+
+
+def calibrate(original: nn.Module, converted: nn.Module, images: Unlabelled, *, refine: int | None = None, seed: int = 0) -> Calibration:
+    """Fit a converted network to the one it was converted from; its tensors change in place.
+
+    Args:
+        original: the network before its last conversion; it is not changed.
+        converted: the network after it, with its record.
+        images: images of the kind that the network was trained on.
+        refine: steps of block-wise distillation behind the closed forms; 0 for closed forms alone. ``None`` takes 200, or as many as
+            2e13 multiply-accumulates allow.
+        seed: draws positions and batches.
+
+    Raises:
+        InputError: where an image cannot be read.
+    """
+    record = record_of(converted)
+    size = record.preprocessing.input_size
+    steps = _affordable(record) if refine is None else refine
+    parts = images.divided()
+    surveys = survey(original, size), survey(converted, size)
+    kept = Kept(surveys[0], record.journal[-1].edits if record.journal else ())
+    fitted: list[Fitted] = []
+    untouched: dict[str, str] = {path or "(the network)": reason for path, reason in surveys[1].untraced.items()}
+    with eval_mode(original), eval_mode(converted), torch.no_grad():
+        for theirs, ours in _regions(*surveys):
+            cut = segments(*surveys, theirs, ours, kept)
+            if not cut:
+                untouched[ours.path or "(the network)"] = "nothing in it could be matched with the original"
+                continue
+            run = _Run((original, converted), (theirs, ours), parts, kept, steps, seed)
+            fitted += [run.fit(segment, last=segment is cut[-1]) for segment in cut]
+        if not fitted:
+            _norms_alone(original, converted, parts)
+    return Calibration(len(images), len(parts[1]), steps, tuple(fitted), untouched)
+
+
+def _affordable(record: Record) -> int:
+    macs = record.journal[-1].after.get("macs", 0) if record.journal else 0
+    return int(min(STEPS, REFINING_MACS // max(1, 3 * BATCH * macs)))
+
+
+def _regions(original: Survey, converted: Survey) -> Iterator[tuple[Region, Region]]:
+    by_path = {region.path: region for region in converted.regions}
+    for region in original.regions:
+        if region.path in by_path:
+            yield region, by_path[region.path]
+
+
+class _Run:
+    """The fitting of one region."""
+
+    def __init__(
+        self,
+        networks: tuple[nn.Module, nn.Module],
+        regions: tuple[Region, Region],
+        images: tuple[Unlabelled, Unlabelled],
+        kept: Kept,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self._network = networks[1]
+        self._regions = regions
+        self._kept = kept
+        self._steps = steps
+        self._seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
+        self._players = Player(networks[0], regions[0]), Player(networks[1], regions[1])
+        shares = 1 - 1 / HELD_OUT, 1 / HELD_OUT
+        self._fitting, self._judging = (
+            Carried(*self._players, _sources(networks, regions, part), len(part), share) for part, share in zip(images, shares, strict=True)
+        )
+
+    def fit(self, segment: Segment, *, last: bool) -> Fitted:
+        for carried in (self._fitting, self._judging):
+            carried.begin(segment)
+        before = self._error(segment)
+        solved = refined = before
+        layers: tuple[str, ...] = ()
+        better_norms = False
+        own = self._own(segment)
+        modules = list(own.values())
+        if before > EQUAL:
+            best = _Best(modules, before, lambda: self._error(segment))
+            norms = norms_in(modules)
+            if norms:
+                reestimate(norms, lambda: self._play(segment))
+                better_norms = best.keep()
+            work = Reconstruction(self._network, self._players, segment, self._fitting, self._judging, self._seed)
+            found = units(self._network, self._regions[0], segment, self._kept)
+            layers = tuple(unit.path for unit in found if unit.path in own and unit.norm_path in {*own, None} and work.fit(unit))
+            layers = layers if layers and best.keep() else ()
+            solved = best.error
+            if self._steps:
+                parameters = list({id(p): p for module in modules for p in module.parameters() if p.is_floating_point()}.values())
+                refine_segment(self._players[1], segment, parameters, self._fitting, self._steps, self._generator, best.look)
+                best.keep()
+            refined = best.error
+            if norms:
+                settle(norms, lambda: self._play(segment))
+                best.keep(allowed=EQUAL)
+        images = self._fitting.images
+        if not last:
+            for carried in (self._fitting, self._judging):
+                carried.end(segment)
+        log.info("%s: relative error %.3f, after closed forms %.3f, after refining %.3f", segment.path, before, solved, refined)
+        return Fitted(segment.path, images, before, solved, refined, layers, better_norms)
+
+    def _own(self, segment: Segment) -> dict[str, nn.Module]:
+        """The modules that the segment alone calls, by path, as far as they share no tensor with what lies outside of it."""
+        part = set(segment.converted.nodes)
+        calls = [(path_of(node), node in part) for node in self._regions[1].nodes if node.op == "call_module"]
+        elsewhere = {path for path, inside in calls if not inside}
+        inside = {path: self._network.get_submodule(path) for path, called in calls if called and path not in elsewhere}
+        below = {id(module) for found in inside.values() for module in found.modules()}
+        others = [module for module in self._network.modules() if id(module) not in below]
+        foreign = {id(tensor) for module in others for tensor in (*module._parameters.values(), *module._buffers.values())}
+        return {path: found for path, found in inside.items() if foreign.isdisjoint(map(id, (*found.parameters(), *found.buffers())))}
+
+    def _error(self, segment: Segment) -> float:
+        return error(self._players[1], segment, self._judging)
+
+    def _play(self, segment: Segment) -> None:
+        several = len(self._fitting.ours) > 1
+        for x in self._fitting.ours:
+            if len(x) > 1 or not several:
+                self._players[1].output(segment.converted, x)
+
+
+class _Best:
+    """The state of some modules with the least error so far."""
+
+    def __init__(self, modules: list[nn.Module], error: float, measure: Callable[[], float]) -> None:
+        self._tensors = list({id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}.values())
+        self._measure = measure
+        self.error = error
+        self._state = self._copied()
+
+    def look(self) -> None:
+        """Note the present state if it is better."""
+        with torch.no_grad():
+            now = self._measure()
+        if now < self.error:
+            self.error, self._state = now, self._copied()
+
+    def keep(self, allowed: float = 0.0) -> bool:
+        """Whether the present state is better, or worse by no more than ``allowed``, and is kept; else the best one is put back."""
+        now = self._measure()
+        if now < self.error + allowed:
+            self.error, self._state = now, self._copied()
+            return True
+        with torch.no_grad():
+            for tensor, value in zip(self._tensors, self._state, strict=True):
+                tensor.copy_(value)
+        return False
+
+    def _copied(self) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self._tensors]
+
+
+def _sources(networks: tuple[nn.Module, nn.Module], regions: tuple[Region, Region], images: Unlabelled) -> tuple[Source, Source]:
+    """What goes into a region of each network: the images themselves, or what a module below gets of them."""
+    place = next(networks[1].parameters(), torch.empty(0))
+
+    def pictures(start: int, stop: int) -> Tensor:
+        return next(images.between(start, stop).batches(stop - start, place.device)).to(place.dtype)
+
+    def inside(network: nn.Module, path: str) -> Source:
+        if not path:
+            return pictures
+        module = network.get_submodule(path)
+
+        def taken(start: int, stop: int) -> Tensor:
+            seen: list[Tensor] = []
+            handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+            try:
+                network(pictures(start, stop))
+            finally:
+                handle.remove()
+            return seen[0]
+
+        return taken
+
+    return inside(networks[0], regions[0].path), inside(networks[1], regions[1].path)
+
+
+def _norms_alone(original: nn.Module, converted: nn.Module, images: tuple[Unlabelled, Unlabelled]) -> None:
+    """Where no part can be compared: norms are re-estimated if that brings the outputs nearer to the original's."""
+    norms = norms_in([converted])
+    if not norms:
+        return
+    place = next(converted.parameters())
+
+    def play() -> None:
+        for batch in images[0].batches(32, place.device):
+            converted(batch.to(place.dtype))
+
+    def apart() -> float:
+        gaps = [
+            (converted(x) - original(x)).square().sum() for batch in images[1].batches(32, place.device) for x in [batch.to(place.dtype)]
+        ]
+        return float(torch.stack(gaps).sum())
+
+    best = _Best([converted], apart(), apart)
+    reestimate(norms, play)
+    best.keep()

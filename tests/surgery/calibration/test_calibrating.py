@@ -1,0 +1,193 @@
+"""Calibration of whole networks: what comes nearer, what stays, and what it takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from networks import odd
+from networks.matrix import lively
+from networks.small import small, tied
+from torch import Tensor, nn
+
+import chansurg
+from chansurg.surgery.calibration import calibrate, playing
+from chansurg.surgery.calibration.norms import norms_in, settle
+from chansurg.surgery.carrying_out import carry_out
+from chansurg.surgery.edits import Narrow
+from chansurg.surgery.files.provenance import record_of, with_input_size
+from chansurg.surgery.images.unlabelled import Unlabelled
+from chansurg.surgery.plan import Plan
+from chansurg.surgery.reading.cifar import build_cifar
+
+Pictures = Callable[[int, int], Unlabelled]
+SIDE = 16
+RECIPES: list[tuple[str, dict[str, Any]]] = [
+    ("slimconv", {"k": "8/3"}),
+    ("slimconv", {"k": "4/3"}),
+    ("mod", {}),
+    ("pix", {"mode": "downscale", "zeta": 2}),
+]
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """As if it had been trained: norms with statistics, scales and shifts of their own."""
+    torch.manual_seed(0)
+    return lively(network, torch.randn(8, 3, SIDE, SIDE)).eval()
+
+
+def gap(a: nn.Module, b: nn.Module, images: Unlabelled) -> float:
+    x = torch.cat(list(images.batches(64)))
+    with torch.no_grad():
+        return float((a(x) - b(x)).norm() / a(x).norm())
+
+
+def state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(("recipe", "options"), RECIPES, ids=str)
+def test_every_recipe_comes_nearer_to_the_original(recipe: str, options: dict[str, Any], pictures: Pictures) -> None:
+    network = trained(build_cifar("resnet20"))
+    converted = chansurg.convert(network, recipe, input_size=(3, SIDE, SIDE), **options)
+    images, unseen = pictures(64, SIDE), pictures(96, SIDE).between(64, 96)
+    before = gap(network, converted, unseen)
+    told = calibrate(network, converted, images, refine=4)
+    assert gap(network, converted, unseen) < 0.8 * before
+    assert told.images == 64
+    assert told.held_out == 8
+    assert told.steps == 4
+    assert all(segment.refined <= segment.solved <= segment.before for segment in told.segments)
+    assert any(segment.layers for segment in told.segments)
+    assert told.segments[-1].path == "linear"
+    assert not any(module.training for module in (*network.modules(), *converted.modules()))
+
+
+def test_what_a_copy_of_the_lost_channels_knows_is_recovered_exactly(pictures: Pictures) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        network[0].weight[4:], network[0].bias[4:] = 2 * network[0].weight[:4], 2 * network[0].bias[:4]
+    edits = (Narrow("0", None, (0, 1, 2, 3)), Narrow("2", (0, 1, 2, 3), None))
+    record = with_input_size(record_of(network), (3, SIDE, SIDE))
+    converted = carry_out(network, Plan("test", 1, {}, (), edits), record)
+    images = pictures(64, SIDE)
+    assert gap(network, converted, images) > 0.1
+    told = calibrate(network, converted, images, refine=0)
+    assert gap(network, converted, images) < 1e-2
+    assert [segment.layers for segment in told.segments] == [(), ("2",)]
+
+
+@pytest.mark.parametrize("refine", [0, 5])
+def test_a_network_that_computes_the_same_stays_bit_by_bit(refine: int, pictures: Pictures) -> None:
+    network = trained(build_cifar("resnet20"))
+    converted = chansurg.convert(network, "pcs", input_size=(3, SIDE, SIDE))
+    before = state(converted)
+    told = calibrate(network, converted, pictures(16, SIDE), refine=refine)
+    assert told.segments
+    assert all(torch.equal(before[name], tensor) for name, tensor in converted.state_dict().items())
+
+
+def test_only_what_lies_behind_a_change_is_touched(pictures: Pictures) -> None:
+    network = trained(build_cifar("resnet20"))
+    before = state(network)
+    converted = chansurg.convert(network, "mod", input_size=(3, SIDE, SIDE), stages="3")
+    start = state(converted)
+    calibrate(network, converted, pictures(32, SIDE), refine=2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    changed = {name for name, tensor in converted.state_dict().items() if not torch.equal(start[name], tensor)}
+    assert changed
+    assert all(name.startswith(("layer3", "linear")) for name in changed)
+
+
+def test_the_same_seed_gives_the_same_bytes(pictures: Pictures) -> None:
+    network = trained(build_cifar("resnet20"))
+    converted = chansurg.convert(network, "slimconv", input_size=(3, SIDE, SIDE), k="4/3")
+    runs = [copy.deepcopy(converted) for _ in range(3)]
+    told = [calibrate(network, run, pictures(32, SIDE), refine=3, seed=seed) for run, seed in zip(runs, (1, 1, 2), strict=True)]
+    first, again, other = map(state, runs)
+    assert told[0] == told[1]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_little_memory_means_fewer_images_where_maps_are_large(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = trained(build_cifar("resnet20"))
+    converted = chansurg.convert(network, "pix", input_size=(3, SIDE, SIDE), mode="downscale", zeta=2)
+    images = pictures(64, SIDE)
+    before = gap(network, converted, images)
+    monkeypatch.setattr(playing, "BYTES", 32 * 4 * 16 * SIDE * SIDE * 4)
+    told = calibrate(network, converted, images, refine=0)
+    counts = [segment.images for segment in told.segments]
+    assert counts[1] < counts[-1] == 56
+    assert counts[1:] == sorted(counts[1:])  # the images themselves are smaller than the first maps
+    assert gap(network, converted, images) < before
+
+
+def test_norms_in_the_end_have_the_statistics_of_what_they_see(pictures: Pictures) -> None:
+    network = trained(build_cifar("resnet20"))
+    converted = chansurg.convert(network, "slimconv", input_size=(3, SIDE, SIDE), k="4/3")
+    images = pictures(64, SIDE)
+    calibrate(network, converted, images, refine=2)
+    seen: dict[nn.Module, Tensor] = {}
+    for norm in norms_in([converted.layer3]):
+        norm.register_forward_pre_hook(lambda norm, inputs: seen.__setitem__(norm, inputs[0]))
+    with torch.no_grad():
+        converted(torch.cat(list(images.divided()[0].batches(64))))
+    for norm, x in seen.items():
+        torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(norm.running_var, x.var((0, 2, 3), unbiased=False), atol=1e-3, rtol=1e-2)
+
+
+def test_settling_changes_no_output() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).eval()
+    for norm in norms_in([network]):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.1, 4)
+    x = torch.randn(16, 3, 8, 8)
+    with torch.no_grad():
+        before = network(x)
+        settle(norms_in([network]), lambda: network(x))
+        torch.testing.assert_close(network(x), before, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(network.train()(x), before, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [small, tied], ids=["small", "tied"])
+@pytest.mark.parametrize(("recipe", "options"), [("pix", {"mode": "squeeze"}), ("pcs", {}), ("slimconv", {"k": "4/3"})], ids=str)
+def test_bottlenecks_shared_and_tied_layers_are_served(
+    make: Callable[[], nn.Module], recipe: str, options: dict[str, Any], pictures: Pictures
+) -> None:
+    network = trained(make())
+    converted = chansurg.convert(network, recipe, input_size=(3, SIDE, SIDE), **options)
+    images = pictures(48, SIDE)
+    before = gap(network, converted, images)
+    told = calibrate(network, converted, images, refine=3)
+    assert told.segments
+    assert gap(network, converted, images) <= before
+
+
+def test_what_cannot_be_traced_is_told(pictures: Pictures) -> None:
+    class Deciding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = odd.DecidesByValue(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inside(x[:, :1].expand(-1, 8, -1, -1) if x.sum() > -1e9 else x).mean((2, 3))
+
+    network = trained(Deciding())
+    converted = copy.deepcopy(network)
+    with torch.no_grad():
+        for norm in norms_in([converted]):
+            norm.running_mean.add_(3.0)
+    images = pictures(32, SIDE)
+    converted.chansurg_record = with_input_size(record_of(network), (3, SIDE, SIDE))
+    before = gap(network, converted, images)
+    told = calibrate(network, converted, images)
+    assert "(the network)" in told.untouched
+    assert gap(network, converted, images) < before
