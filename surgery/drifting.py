@@ -7,6 +7,7 @@ inputs, by that of the original. Zero is the same function, bit for bit; at one 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from chansurg.surgery.counting import count
 from chansurg.surgery.drift import IMAGES, NOISE, Drift, ran_on
 from chansurg.surgery.files.provenance import record_of, unwrapped, with_input_size
+from chansurg.surgery.images.opening import opened
 from chansurg.surgery.modes import eval_mode
 from chansurg.surgery.nested import tensors_in
+from chansurg.surgery.survey import survey
+from chansurg.surgery.survey.landmarks import landmarks
 
 if TYPE_CHECKING:
     from chansurg.surgery.images.unlabelled import Unlabelled
@@ -47,22 +52,22 @@ class Inputs:
         return ran_on(self.kind, self.count)
 
 
-def noise(input_size: Sequence[int], count: int = NOISE_INPUTS, *, seed: int = 0) -> Inputs:
+def noise(input_size: Sequence[int], number: int = NOISE_INPUTS, *, seed: int = 0) -> Inputs:
     """Inputs drawn from a normal distribution: preprocessed images have its mean and variance, and nothing else of it.
 
     Args:
         input_size: ``(C, H, W)``.
-        count: how many.
+        number: how many.
         seed: of the numbers.
     """
     size = _batch_size(input_size)
 
     def batches() -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        for start in range(0, count, size):
-            yield torch.randn(min(size, count - start), *input_size, generator=generator)
+        for start in range(0, number, size):
+            yield torch.randn(min(size, number - start), *input_size, generator=generator)
 
-    return Inputs(NOISE, count, batches)
+    return Inputs(NOISE, number, batches)
 
 
 def affordable_noise(macs: int, most: int = NOISE_INPUTS, budget: int = NOISE_MACS) -> int:
@@ -80,23 +85,33 @@ def _batch_size(input_size: Sequence[int]) -> int:
 
 
 def drift(
-    original: nn.Module, converted: nn.Module, images: Unlabelled | None = None, *, input_size: tuple[int, ...] | None = None
+    original: nn.Module,
+    converted: nn.Module,
+    data: Unlabelled | str | os.PathLike[str] | None = None,
+    *,
+    samples: int = 128,
+    input_size: tuple[int, ...] | None = None,
+    seed: int = 0,
 ) -> Drift:
     """How far a converted network is from its original.
 
     Args:
         original: in any wrapper, on any device.
         converted: likewise.
-        images: to run both on; without them it is normal noise.
-        input_size: ``(C, H, W)`` of the noise; the original's own where left out.
-    """
-    from chansurg.surgery.counting import count
-    from chansurg.surgery.survey import survey
-    from chansurg.surgery.survey.landmarks import landmarks
+        data: images without labels to run both on, as :func:`~chansurg.surgery.images.unlabelled.open_unlabelled` reads them; without them
+            it is normal noise.
+        samples: how many images are taken.
+        input_size: ``(C, H, W)``, ``(H, W)`` or ``(H,)`` in pixels; the original's own where left out.
+        seed: of the noise, or of the choice of images.
 
+    Raises:
+        InputError: where the input size is impossible for the original, or images cannot be read.
+    """
     original, converted = unwrapped(original), unwrapped(converted)
-    size = with_input_size(record_of(original), input_size).preprocessing.input_size
-    inputs = noise(size, affordable_noise(count(original, size).macs)) if images is None else pictures(images)
+    preprocessing = with_input_size(record_of(original), input_size).preprocessing
+    size = preprocessing.input_size
+    images = opened(data, preprocessing, samples, seed)
+    inputs = noise(size, affordable_noise(count(original, size).macs), seed=seed) if images is None else pictures(images)
     return drift_on(original, converted, landmarks(survey(original, size)), inputs)
 
 

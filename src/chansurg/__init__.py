@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from chansurg.surgery.delivery.optimizing import optimization_of as optimization_of
     from chansurg.surgery.delivery.optimizing import optimize as optimize
     from chansurg.surgery.delivery.report.page import report as report
+    from chansurg.surgery.drift import Drift as Drift
+    from chansurg.surgery.drifting import drift as drift
     from chansurg.surgery.errors import ChansurgError as ChansurgError
     from chansurg.surgery.errors import InputError as InputError
     from chansurg.surgery.errors import Refusal as Refusal
@@ -60,6 +62,7 @@ _HOMES = {
     "ChansurgError": "errors",
     "Counts": "counting",
     "Difference": "comparison",
+    "Drift": "drift",
     "Evaluation": "training.evaluation",
     "Export": "delivery.exporting",
     "InputError": "errors",
@@ -74,6 +77,7 @@ _HOMES = {
     "convert": "converting",
     "count": "counting",
     "diff": "comparison",
+    "drift": "drifting",
     "evaluate": "training.evaluation",
     "export": "delivery.exporting",
     "exported_record": "delivery.exported_record",
