@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from chansurg.surgery.counting import count
 from chansurg.surgery.delivery.benchmark import Benchmark, LayerRow, Row, Setting, Side
@@ -109,11 +110,9 @@ def bench(
     rows: list[Row] = []
     layers: list[LayerRow] = []
     notes: list[str] = []
-    with _threads(threads):
+    with _threads(threads), cudnn.flags(enabled=True, benchmark=True, allow_tf32=cudnn.allow_tf32):
         used = torch.get_num_threads()
-        for done, setting in enumerate(settings):
-            if progress is not None:
-                progress(done, len(settings))
+        for done, setting in enumerate(settings, 1):
             shape = (setting.batch_size, *setting.input_size)
             rows.append(_row(treated, [shape], setting, allowed[setting.input_size], way))
             if per_layer and rows[-1].reason is None:
@@ -121,6 +120,8 @@ def bench(
                 if not places:
                     notes.append("No part of the two networks that differs has the same inputs and outputs in both.")
                 layers += [_layer_row(treated, networks, place, setting, way) for place in places]
+            if progress is not None:
+                progress(done, len(settings))
     others = others_share(before, processor_times())
     machine = {device: describe_machine(device) for device in devices}
     return Benchmark(rows, layers, machine, used, optimized, others, tuple(dict.fromkeys(notes)))
@@ -221,12 +222,20 @@ def _prepared(
         if layout is not None:
             inputs = tuple(x.to(memory_format=LAYOUTS[layout]) if x.ndim == 4 else x for x in inputs)
         try:
-            ready[layout] = prepare(setting.runtime, treated.get(side, setting, layout).get_submodule(path), inputs, own)
+            part = _part(treated.get(side, setting, layout), path)
+            ready[layout] = prepare(setting.runtime, part, inputs, own)
         except Unavailable as why:
             failed = why
     if not ready:
         raise failed
     return ready
+
+
+def _part(network: nn.Module, path: str) -> nn.Module:
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        raise Unavailable("optimising has joined it to another part") from None
 
 
 def _inputs(shapes: Sequence[Sequence[int]], setting: Setting) -> Inputs:

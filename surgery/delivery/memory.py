@@ -42,15 +42,16 @@ def memory_of_torch(call: Callable[[], object], network: nn.Module, device: torc
 
     Args:
         call: a forward pass, warm.
-        network: whose parameters and buffers are counted on CPU.
+        network: whose parameters and buffers are counted.
         device: where it runs.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         call()
         torch.cuda.synchronize(device)
-        return Memory(torch.cuda.max_memory_allocated(device), "torch's CUDA allocator, all that lives on the device")
+        return Memory(_weights(network) + torch.cuda.max_memory_allocated(device) - before, "torch's CUDA allocator, and the weights")
     with _stderr_shut(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     recorded = profiler.profiler
@@ -59,9 +60,7 @@ def memory_of_torch(call: Callable[[], object], network: nn.Module, device: torc
     for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns()):
         occupied += event.nbytes()
         most = max(most, occupied)
-    tensors = {tensor.untyped_storage().data_ptr(): tensor for tensor in (*network.parameters(), *network.buffers())}
-    weights = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
-    return Memory(weights + most, "torch's CPU allocator, and the weights")
+    return Memory(_weights(network) + most, "torch's CPU allocator, and the weights")
 
 
 def memory_of_child(path: Path, shape: Sequence[int], threads: int, device: str) -> Memory:
@@ -83,6 +82,12 @@ def memory_of_child(path: Path, shape: Sequence[int], threads: int, device: str)
     if grown is None:
         return Memory(None, "this system does not tell the largest resident memory of a process")
     return Memory(grown, "growth of a child process's largest resident memory")
+
+
+def _weights(network: nn.Module) -> int:
+    """Bytes of parameters and buffers; what shares its memory counts once."""
+    storages = [tensor.untyped_storage() for tensor in (*network.parameters(), *network.buffers())]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def _cuda_graph(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
     def replay(_keeping: object = (network, inputs, kept)) -> None:
         graph.replay()
 
-    return Ready(replay, stopwatch_for(str(device)), partial(memory_of_torch, replay, network, device))
+    return Ready(replay, stopwatch_for(str(device)), lambda: Memory(None, "a CUDA graph keeps its tensors in a pool of its own"))
 
 
 def _of_torch(forward: Callable[..., object], inputs: Inputs, network: nn.Module) -> Ready:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from chansurg.surgery.delivery.report.drawing import Drawing, steps
@@ -61,7 +61,8 @@ def accuracies(subjects: Sequence[Subject]) -> str:
         x = _along(subject.counts.macs / unit[0], across, left, right)
         y = _along(accuracy, up, bottom, top)
         drawing.dot(x, y, "mark", f"{subject.name}: {accuracy:.2f} %, {subject.counts.macs:,} MACs", 5)
-        drawing.text(x + 9, y + 4, subject.name, "label")
+        is_right = x > (left + right) / 2
+        drawing.text(x + (-9 if is_right else 9), y + 4, subject.name, "label", "end" if is_right else "start")
     return drawing.rendered()
 
 
@@ -104,17 +105,18 @@ def drift(blocks: Sequence[Mapping[str, Any]]) -> str:
     numbers = [(str(block["path"]), block["relative_error"]) for block in blocks]
     finite = [float(error) for _, error in numbers if isinstance(error, int | float) and math.isfinite(error)]
     axis = steps(0, max([*finite, 1e-9]), 4)
-    scale = (WIDTH - _LABELS - 90) / axis[-1]
+    left = _room_for(path for path, _ in numbers)
+    scale = (WIDTH - left - 90) / axis[-1]
     told = f"from {min(finite, default=0):.3g} to {max(finite, default=0):.3g} over {len(numbers)} blocks"
     drawing = Drawing(WIDTH, len(numbers) * 18 + 12, title="Relative error of what each block puts out", described=told)
     for position, (path, error) in enumerate(numbers):
         y = 18.0 * position
-        drawing.text(_LABELS - 10, y + 14, path, "soft", "end")
+        drawing.text(left - 10, y + 14, path, "soft", "end")
         if isinstance(error, int | float) and math.isfinite(error):
-            drawing.bar(_LABELS, y + 4, max(1.0, scale * error), 11, "mark", f"{path}: {error:.4g}")
-            drawing.text(_LABELS + scale * error + 8, y + 14, f"{error:.3g}", "number")
+            drawing.bar(left, y + 4, max(1.0, scale * error), 11, "mark", f"{path}: {error:.4g}")
+            drawing.text(left + scale * error + 8, y + 14, f"{error:.3g}", "number")
         else:
-            drawing.text(_LABELS, y + 14, "not finite", "number")
+            drawing.text(left, y + 14, "not finite", "number")
     return drawing.rendered()
 
 
@@ -166,7 +168,7 @@ def speedups(speed: Speed) -> str:
         return ""
     numbers = [number for row in rows for number in (row.get("speedup"), row.get("macs_allow"), *_interval(row)) if number is not None]
     axis = steps(0, min(max([1.2, *numbers]), 20.0), 5)
-    left, right = _LABELS + 40, WIDTH - 110
+    left, right = _room_for(map(row_name, rows)), WIDTH - 110
     told = "; ".join(f"{row_name(row)}: {told_speedup(row)}" for row in rows)
     drawing = Drawing(WIDTH, len(rows) * 30 + 50, title=f"Speed-up over {speed.against}", described=told)
     bottom = len(rows) * 30 + 12.0
@@ -204,6 +206,11 @@ def told_speedup(row: Mapping[str, Any]) -> str:
     """``1.31x of 1.54x that the MACs allow``, or that it was too noisy to tell."""
     value = "too noisy to tell" if row.get("speedup") is None else f"{row['speedup']:.2f}x"
     return value if row.get("macs_allow") is None else f"{value} of {row['macs_allow']:.2f}x that the MACs allow"
+
+
+def _room_for(labels: Iterable[str]) -> float:
+    """Pixels that labels in front of bars take."""
+    return min(WIDTH / 2, 30 + 6.6 * max(map(len, labels), default=0))
 
 
 def _interval(row: Mapping[str, Any]) -> list[float]:

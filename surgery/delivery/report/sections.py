@@ -20,18 +20,15 @@ def overview(subjects: Sequence[Subject], speeds: Sequence[Speed]) -> str:
     header = ["network", "done to it", ">top-1 on val", ">parameters", ">MACs", ">memory access", ">speed-up"]
     rows = []
     for subject in subjects:
-        counts = subject.counts
         steps = " > ".join(entry.recipe for entry in subject.record.journal) or "nothing"
-        best = max(
-            (row["speedup"] for speed in speeds if speed.is_of(subject.name) for row in speed.rows if row.get("speedup")), default=None
-        )
+        speedups = [row["speedup"] for speed in speeds if speed.is_of(subject.name) for row in speed.rows if row.get("speedup")]
         rows.append(
             [
                 subject.name,
                 steps,
                 "-" if subject.accuracy is None else f"{subject.accuracy:.2f} %",
-                *(_with_share(getattr(counts, name), subject.share(name)) for name in ("params", "macs", "memory_access")),
-                "-" if best is None else f"up to {best:.2f}x",
+                *(_with_share(getattr(subject.counts, name), subject.share(name)) for name in ("params", "macs", "memory_access")),
+                " to ".join(dict.fromkeys(f"{end(speedups):.2f}x" for end in (min, max))) if speedups else "-",
             ]
         )
     body = [f'<section id="overview"><h2>Overview</h2>{_table(header, rows)}']

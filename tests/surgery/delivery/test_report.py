@@ -194,7 +194,7 @@ def test_benchmarks_are_joined_to_the_model_of_the_same_file_name(resnet: nn.Mod
     options: dict[str, Any] = {"names": ["resnet20", "pix.safetensors"], "speeds": [tmp_path / "speed.json"]}
     told = Page(chansurg.report([resnet, pix], tmp_path / "a.html", **options).read_text()).text
     assert "Speed against resnet20" in told
-    assert "up to 1.50x" in told
+    assert "1.50x" in told
     assert "67%" in told
     assert "eager, batch 8: too noisy to tell a speed-up: the ratio may lie anywhere from 1.00 to 2.00" in told
     assert "aoti, batch 1: there is no compiler" in told
@@ -202,7 +202,7 @@ def test_benchmarks_are_joined_to_the_model_of_the_same_file_name(resnet: nn.Mod
     assert "Other timings" not in told
     others = Page(page([gather(resnet, "resnet20")], [read_speed(document)])).text
     assert "Other timings" in others
-    assert "up to" not in others
+    assert "Other timings" not in Page(page([gather(resnet, "resnet20")], [])).text
 
 
 def test_what_a_benchmark_prints_can_be_joined(resnet: nn.Module, pix: nn.Module, tmp_path: Path) -> None:
