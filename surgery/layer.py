@@ -44,11 +44,13 @@ class Target:
             program that has nothing but torch's own operators.
         device: the type of the device: ``cpu``, ``cuda``.
         nonnegative: what the layer is given holds no negative number.
+        shapes: of what it is given for one image; empty where it is called with several, or they are not known.
     """
 
     runtime: str
     device: str = "cpu"
     nonnegative: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 class RecipeLayer(nn.Module):

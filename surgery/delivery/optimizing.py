@@ -25,7 +25,7 @@ from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.provenance import attach, record_of, refuse_wrapped
 from chansurg.surgery.layer import RecipeLayer, Target
 from chansurg.surgery.survey import Survey, survey
-from chansurg.surgery.survey.kinds import module_of, path_of
+from chansurg.surgery.survey.kinds import module_of, path_of, shape_of
 from chansurg.surgery.survey.regions import Region
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "aoti", "export", "cuda-graph")
@@ -174,14 +174,22 @@ def _plan(surveyed: Survey, network: nn.Module, target: Target, steps: list[str]
     if "forms" in steps:
         for path, module in network.named_modules():
             if isinstance(module, RecipeLayer):
-                calls = [
-                    all(found[source] for source in node.all_input_nodes)
-                    for region, found in zip(surveyed.regions, signs, strict=True)
-                    for node in region.nodes
-                    if node.op == "call_module" and path_of(node) == path
-                ]
-                plan.forms[path] = replace(target, nonnegative=bool(calls) and all(calls))
+                plan.forms[path] = _target(target, path, surveyed, signs)
     return plan
+
+
+def _target(target: Target, path: str, surveyed: Survey, signs: list[dict[fx.Node, bool]]) -> Target:
+    """The target of the layer at a path, with what all its calls have in common."""
+    calls = [
+        (all(found[source] for source in node.all_input_nodes), tuple(shape_of(source) for source in node.all_input_nodes))
+        for region, found in zip(surveyed.regions, signs, strict=True)
+        for node in region.nodes
+        if node.op == "call_module" and path_of(node) == path
+    ]
+    shapes = {given for _, given in calls}
+    known = tuple(shape for shape in next(iter(shapes)) if shape is not None) if len(shapes) == 1 else ()
+    whole = known if shapes == {known} else ()
+    return replace(target, nonnegative=bool(calls) and all(positive for positive, _ in calls), shapes=whole)
 
 
 def _plan_fold(plan: _Plan, surveyed: Survey, region: Region, node: fx.Node) -> None:
