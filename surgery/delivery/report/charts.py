@@ -121,7 +121,7 @@ def drift(blocks: Sequence[Mapping[str, Any]]) -> str:
 
 
 _CURVES = {
-    "loss": (("train_loss", "training"), ("val_loss", "val")),
+    "loss of the task": (("train_task", "training"), ("val_loss", "val")),
     "top-1, %": (("train_top1", "training"), ("val_top1", "val")),
     "share of the original": (("budget", "reached"),),
 }
@@ -176,7 +176,7 @@ def speedups(speed: Speed) -> str:
         x = _along(tick, axis, left, right)
         drawing.line(x, 4, x, bottom, "axis" if tick == 1 else "rule")
         drawing.text(x, bottom + 16, f"{tick:g}x", "tick", "middle")
-    drawing.text((left + right) / 2, bottom + 34, "bar: measured, with its 95 % interval    diamond: what the MACs allow", "tick", "middle")
+    drawing.text((left + right) / 2, bottom + 34, "bar: measured, with its 95 % interval; diamond: what the MACs allow", "tick", "middle")
     for position, row in enumerate(rows):
         y = 30.0 * position + 8
         drawing.text(left - 10, y + 14, row_name(row), "soft", "end")

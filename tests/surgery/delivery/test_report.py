@@ -167,13 +167,14 @@ def test_training_curves_come_from_the_run_beside_the_file_if_it_is_the_journals
     run = tmp_path / "tuned.safetensors.run"
     run.mkdir()
     lines = [
-        {"epoch": epoch, "step": 10 * epoch, "train_loss": 2.0 / epoch, "train_top1": 40.0 * epoch, "val_top1": 35.75 * epoch}
+        {"epoch": epoch, "step": 10 * epoch, "train_task": 2.0 / epoch, "train_top1": 40.0 * epoch, "val_top1": 35.75 * epoch}
         for epoch in (1, 2)
     ]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     told = Page(chansurg.report([file], tmp_path / "a.html").read_text()).text
     assert "Training, entry 2 of the journal" in told
     assert "val, epoch 2: 71.5" in told
+    assert "training, epoch 1: 2" in told
     assert "71.50 %" in told
     (run / "metrics.jsonl").write_text(json.dumps({**lines[0], "step": 7}) + "\n")
     assert "Training, entry" not in chansurg.report([file], tmp_path / "a.html").read_text()
