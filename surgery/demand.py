@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from chansurg.surgery.survey import Survey
 from chansurg.surgery.survey.chains import tail_of
-from chansurg.surgery.survey.kinds import is_activation, path_of
+from chansurg.surgery.survey.kinds import is_activation, is_pooled, path_of
 
 RIDGE = 1e-4
 """Added to every variance, as a share of their mean: what hardly varies is told by chance."""
@@ -66,7 +66,9 @@ def demand_of(survey: Survey, readers: Iterable[fx.Node]) -> Demand | None:
         readers: calls of convolutions or linear layers; those that nothing was measured of do not count.
     """
     found: Demand | None = None
-    for reader in readers:
+    readers = list(readers)
+    # A gate that reads the averages says little of the maps.
+    for reader in [reader for reader in readers if not is_pooled(reader)] or readers:
         path = path_of(reader)
         layer = survey.original.get_submodule(path)
         measured = None if survey.statistics is None else survey.statistics.layers.get(path)

@@ -17,7 +17,7 @@ class Mod(Recipe):
     """CNN Mixture-of-Depths (MoD)."""
 
     name = "mod"
-    version = 1
+    version = 2
     summary = "Every second block works on the few channels that matter most to the image at hand."
     description = (
         "In a stage of equal blocks every second one is made narrow: a small network scores all channels from the image's average, the few "

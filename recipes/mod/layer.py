@@ -6,6 +6,8 @@ is scaled by the scores and added to a few channels of the block's input; the ot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,6 +17,8 @@ from chansurg.surgery.errors import InputError
 from chansurg.surgery.layer import RecipeLayer
 
 RATIO = 16
+RANKED, UNRANKED = (3.0, 2.7), -1.0
+"""Where a ranking is given, what goes into the sigmoid at first: from the first to the last of the ranked channels, and of the others."""
 
 
 class ChannelSelector(RecipeLayer):
@@ -37,6 +41,9 @@ class ChannelSelector(RecipeLayer):
         rectified: ``x`` comes out of a ReLU. ``W1`` then starts non-negative: where there are few hidden units behind a ReLU, all might be
             born dead, and every channel would be scored alike.
         channel_dim: 1 for ``[B, C, …]``, -1 for ``[B, …, C]``.
+        ranking: the ``k`` channels that are selected at first, largest score first, for every image whose averages are about as usual;
+            ``None`` leaves that to chance. One hidden unit then begins as what tells such an image, the others without effect.
+        averages: the usual averages of the ``C`` channels over images, which go with a ``ranking``.
 
     Attributes:
         fc1: ``W1``, and ``fc2``: ``W2``; with ``topk`` only.
@@ -58,6 +65,8 @@ class ChannelSelector(RecipeLayer):
         positions: bool = False,
         rectified: bool = False,
         channel_dim: int = 1,
+        ranking: Sequence[int] | None = None,
+        averages: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= out_channels <= in_channels:
@@ -66,6 +75,9 @@ class ChannelSelector(RecipeLayer):
             )
         _check_choice("select", select, SELECTIONS)
         _check_channel_dim(channel_dim)
+        _check_ranking(in_channels, out_channels, ranking, averages)
+        self.ranking = None if ranking is None else list(ranking)
+        self.averages = None if averages is None else list(averages)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.select = select
@@ -88,9 +100,16 @@ class ChannelSelector(RecipeLayer):
         for layer in (self.fc1, self.fc2):
             bound = layer.in_features**-0.5
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-        if self.rectified:
-            with torch.no_grad():
+        with torch.no_grad():
+            if self.rectified:
                 self.fc1.weight.abs_()
+            if self.ranking is not None and self.averages is not None:
+                usual = torch.tensor(self.averages, dtype=torch.float64, device="cpu")
+                self.fc1.weight[0] = usual / usual.square().sum()  # one, for an image that is as usual
+                scores = torch.full((self.in_channels,), UNRANKED, device="cpu")
+                scores[self.ranking] = torch.linspace(*RANKED, self.out_channels, device="cpu")
+                self.fc2.weight.zero_()
+                self.fc2.weight[:, 0] = scores
 
     def scores(self, x: Tensor) -> Tensor:
         """The importance ``s`` of every channel: ``[B, C, …] -> [B, C]``, in single precision at least; with ``topk`` only."""
@@ -227,6 +246,18 @@ def _spread(values: Tensor, channel: int, ndim: int) -> Tensor:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise _refuse(f"{value!r} is no value of {name}.", name, f"choose one of {', '.join(choices)}")
+
+
+def _check_ranking(in_channels: int, out_channels: int, ranking: Sequence[int] | None, averages: Sequence[float] | None) -> None:
+    if ranking is None and averages is None:
+        return
+    named = ranking is not None and len(set(ranking)) == len(ranking) == out_channels and all(0 <= i < in_channels for i in ranking)
+    if not named or averages is None or len(averages) != in_channels or not any(averages):
+        raise _refuse(
+            f"the ranking is not {out_channels} of {in_channels} channels with the averages of them all.",
+            "ranking",
+            "name each channel once, with an average for every channel of the input",
+        )
 
 
 def _check_channel_dim(channel_dim: int) -> None:

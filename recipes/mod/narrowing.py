@@ -1,9 +1,15 @@
 """What a narrow block keeps of a wide one.
 
 **The rule.** The block stays what it is: its layers, their names and its code. A block of ``C`` channels that works on ``k`` has every
-width ``w`` inside it scaled to ``w k // C``, and at least 1. Of each width the channels stay whose filters have the largest norms, in their
-order; of the block's input, those that the block's first layers have the largest input slices for. A grouped convolution keeps whole groups
-where its new width is a multiple of them; else as few as the new width can be divided into, with equally many channels of each.
+width ``w`` inside it scaled to ``w k // C``, and at least 1. Of what it puts out those channels stay that its result is added to, the first
+``k`` or the last. Of each other width the channels stay whose filters have the largest norms, in their order; of the block's input, those
+that the block's first layers have the largest input slices for. A grouped convolution keeps whole groups where its new width is a multiple
+of them; else as few as the new width can be divided into, with equally many channels of each.
+
+**With images** those channels stay, of every width but the last, from which what the layers behind make of them can best be given again;
+the selector starts with this ranking of the input's. Of 1,000 images of CIFAR-10, with ``c = 2`` and norms estimated anew, a ResNet-20 (a
+ResNet-56) then gets 69.1 % (76.3 %) right, and without images 54.8 % (57.7 %); 52.8 % (47.7 %) where the result was made for other channels
+than those that it is added to.
 """
 
 from __future__ import annotations
@@ -15,22 +21,43 @@ import torch
 from torch import nn
 
 from chansurg.recipes.mod.sites import BlockSite, NoSite
+from chansurg.surgery.demand import demand_of
 from chansurg.surgery.editing.narrowing import reason_against, reason_against_parameter, widths
 from chansurg.surgery.edits import Narrow
-from chansurg.surgery.keeping import Indices, filter_norms, slice_norms, strongest
+from chansurg.surgery.keeping import Indices, filter_norms, most_telling, slice_norms, strongest
 from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.survey import Survey
 from chansurg.surgery.survey.channels import Member, Space
 
 
-def narrow_edits(survey: Survey, site: BlockSite, k: int) -> list[Narrow]:
+@dataclass(frozen=True)
+class Narrowed:
+    """A block that was made narrow.
+
+    Args:
+        edits: what is done.
+        selected: the channels of its input that it is made for, those first that tell it most; ``None`` where nothing was measured.
+    """
+
+    edits: list[Narrow]
+    selected: Indices | None
+
+
+def narrowed_block(survey: Survey, site: BlockSite, k: int, fuse: str) -> Narrowed:
     """Narrow everything in a block's branch, for ``k`` of its ``C`` channels.
+
+    Args:
+        survey: of the network.
+        site: the block.
+        k: how many channels it works on.
+        fuse: where its result is added, as in the recipe's options.
 
     Raises:
         NoSite: where something in it cannot become that narrow.
     """
     found: dict[str, tuple[Member, Narrow]] = {}
-    for space, channels in _Keeping(survey, site, k).every():
+    keeping = _Keeping(survey, site, k, fuse)
+    for space, channels in keeping.every():
         for member in space.members:
             narrow = found[member.path][1] if member.path in found else Narrow(member.path)
             side = {"in_channels" if member.side == "in" else "out_channels": channels}
@@ -38,7 +65,7 @@ def narrow_edits(survey: Survey, site: BlockSite, k: int) -> list[Narrow]:
     for member, narrow in found.values():
         if (reason := _reason_against(survey, site, member, narrow)) is not None:
             raise NoSite(f"{member.path} cannot become narrower: {reason}")
-    return [narrow for _, narrow in found.values()]
+    return Narrowed([narrow for _, narrow in found.values()], keeping.selected)
 
 
 def _reason_against(survey: Survey, site: BlockSite, member: Member, narrow: Narrow) -> str | None:
@@ -62,9 +89,10 @@ class _Grouped:
 class _Keeping:
     """Which channels of each space of a branch stay."""
 
-    def __init__(self, survey: Survey, site: BlockSite, k: int) -> None:
-        self._survey, self._site, self._k = survey, site, k
+    def __init__(self, survey: Survey, site: BlockSite, k: int, fuse: str) -> None:
+        self._survey, self._site, self._k, self._fuse = survey, site, k, fuse
         self._kept: dict[int, Indices] = {}
+        self.selected: Indices | None = None
 
     def every(self) -> list[tuple[Space, Indices]]:
         """The spaces that become narrower, with the channels that stay."""
@@ -77,8 +105,26 @@ class _Keeping:
                 self._keep_groups(grouped)
         for space in spaces:
             if space.members and id(space) not in self._kept:
-                self._kept[id(space)] = strongest([self._norms(space)], self._new_width(space), self._total(space), 1)
+                self._kept[id(space)] = self._keep(space)
         return [(space, self._kept[id(space)]) for space in spaces if space.members and len(self._kept[id(space)]) < self._total(space)]
+
+    def _keep(self, space: Space) -> Indices:
+        width, total = self._new_width(space), self._total(space)
+        ends = self._site.spaces
+        if space is ends.exit and self._fuse != "original":
+            fused = tuple(range(width)) if self._fuse == "first" else tuple(range(total - width, total))
+            if space is ends.entry and self._survey.statistics is not None:
+                self.selected = fused
+            return fused
+        if space is ends.exit and space is not ends.entry and self.selected is not None:
+            return self.selected
+        demand = demand_of(self._survey, [member.node for member in space.members if member.side == "in"])
+        if demand is None:
+            return strongest([self._norms(space)], width, total, 1)
+        if space is not ends.entry:
+            return tuple(sorted(most_telling(demand, width)))
+        self.selected = most_telling(demand, width) if width < total else tuple(range(total))
+        return self.selected
 
     def _grouped(self, spaces: tuple[Space, ...]) -> Iterator[_Grouped]:
         ends = {(member.path, member.side): space for space in spaces for member in space.members}

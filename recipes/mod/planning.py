@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from chansurg.recipes.mod.growing import Growth, Moved, growths
-from chansurg.recipes.mod.narrowing import narrow_edits
+from chansurg.recipes.mod.narrowing import Narrowed, narrowed_block
 from chansurg.recipes.mod.options import ModOptions, numbers_in
 from chansurg.recipes.mod.sites import BlockSite, NoSite, NumberedStage, block_site, first_width, is_routed, numbered_stages
 from chansurg.surgery.edits import Edit, LayerSpec, Narrow, Repeat, Route, Scale
@@ -142,12 +142,13 @@ class _Draft:
             if (against := self._chosen.reason_against(path)) is not None:
                 raise NoSite(against)
             k = max(1, site.in_channels // self._c)
-            narrowed, routed = narrow_edits(self._survey, site, k), self._route(site, k, moved.path(site.closes.owner))
+            narrowed = narrowed_block(self._survey, site, k, self._options.fuse)
+            routed = self._route(site, k, moved.path(site.closes.owner), narrowed)
         except NoSite as reason:
             # Several blocks of one module's code would go by the same path.
             self.skipped.append(Skip(moved.path(path_of(block.exit)) if is_routed(block) else path, str(reason)))
             return
-        self._narrowed += [moved.narrow(edit) for edit in narrowed]
+        self._narrowed += [moved.narrow(edit) for edit in narrowed.edits]
         self._routed.append(moved.route(routed))
         self.signatures[moved.path(site.closes.owner)] = self._survey.signature(numbered.region, site.closes.owner)
         detail = {"stage": numbered.number, "block": number, "in_channels": site.in_channels, "selected": k}
@@ -157,7 +158,7 @@ class _Draft:
     def _c(self) -> int:
         return self._options.c if isinstance(self._options.c, int) else first_width(self._stages)
 
-    def _route(self, site: BlockSite, k: int, owner: str) -> Route:
+    def _route(self, site: BlockSite, k: int, owner: str, narrowed: Narrowed) -> Route:
         """The way round a block; ``owner`` is the module that gets the new layers, which may be a copy of the site's."""
         options = self._options
         selector = LayerSpec(
@@ -169,12 +170,24 @@ class _Draft:
                 "positions": options.fuse == "original",
                 "rectified": site.rectified,
                 "channel_dim": site.channel_dim,
+                **self._ranking(site, narrowed),
             },
         )
         fusion = LayerSpec("mod.Fusion", {"fuse": options.fuse, "inplace": site.inplace, "channel_dim": site.channel_dim})
         stem = site.into[0].operation.removeprefix("self.").replace(".", "_").strip("_")
         selector_name, fusion_name = (self._free_name(owner, site, f"{stem}_{role}") for role in ("selector", "fusion"))
         return Route(site.into, site.closes, site.passing, selector_name, selector, fusion_name, fusion)
+
+    def _ranking(self, site: BlockSite, narrowed: Narrowed) -> dict[str, Any]:
+        """What a selector starts from where images were measured: the channels that the block was made for, and its input's averages."""
+        if narrowed.selected is None or self._options.select != "topk" or self._survey.statistics is None:
+            return {}
+        for node in site.block.entry.users:
+            measured = self._survey.statistics.layers.get(path_of(node)) if node in site.block.branch else None
+            if measured is not None and len(measured.mean) == site.in_channels and measured.mean.abs().sum() > 0:
+                averages = [float(f"{average:.4g}") for average in measured.mean.tolist()]
+                return {"ranking": list(narrowed.selected), "averages": averages}
+        return {}
 
     def _free_name(self, owner: str, site: BlockSite, name: str) -> str:
         """The name, numbered where it is taken."""

@@ -320,6 +320,31 @@ def test_refusals_teach(make: Any, named: str) -> None:
     assert all(caught.value.parts().values())
 
 
+def test_a_ranking_holds_for_usual_images_and_can_be_unlearnt() -> None:
+    averages = torch.rand(32, generator=torch.Generator().manual_seed(0))
+    for rectified in (False, True):
+        layer = ChannelSelector(32, 3, ranking=[7, 30, 2], averages=averages.tolist(), rectified=rectified)
+        x = averages.reshape(1, 32, 1, 1) * (1 + 0.3 * torch.rand(6, 32, 4, 4))
+        chosen, scores = layer.choose(x)
+        assert chosen.tolist() == [[7, 30, 2]] * 6
+        assert scores.min() > 0.9
+        layer.scores(x).sum().backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
+    with torch.device("meta"):
+        empty = ChannelSelector(32, 3, ranking=[7, 30, 2], averages=averages.tolist())
+    empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
+    assert torch.equal(empty.scores(x), layer.scores(x))
+
+
+@pytest.mark.parametrize(
+    ("ranking", "averages"),
+    [([0], [1.0] * 8), ([0, 0], [1.0] * 8), ([0, 8], [1.0] * 8), ([0, 1], [1.0] * 7), ([0, 1], [0.0] * 8), ([0, 1], None), (None, [1.0])],
+)
+def test_a_ranking_that_is_none_is_refused(ranking: list[int] | None, averages: list[float] | None) -> None:
+    with pytest.raises(InputError, match="the ranking is not 2 of 8 channels"):
+        ChannelSelector(8, 2, ranking=ranking, averages=averages)
+
+
 def test_its_own_cost_is_counted() -> None:
     counts = count(ChannelSelector(32, 4), (32, 5, 7))
     average, layers = 32 * 5 * 7, 32 * 2 + 2 * 32

@@ -18,6 +18,9 @@ import chansurg
 from chansurg.recipes.mod.layer import Fusion
 from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.surgery.edits import Narrow, Repeat, Route, Scale
+from chansurg.surgery.recipe import find_recipe
+from chansurg.surgery.statistics import measure
+from chansurg.surgery.survey import Survey, survey
 
 SIZE = (3, 32, 32)
 
@@ -73,18 +76,20 @@ def test_which_blocks(options: dict[str, Any], paths: list[str]) -> None:
     assert [edit.closes.owner for edit in planned.edits if isinstance(edit, Route)] == paths
 
 
-def test_a_block_keeps_its_layers_its_names_and_its_strongest_channels() -> None:
+def test_a_block_keeps_its_layers_its_names_its_strongest_channels_and_those_it_is_added_to() -> None:
     model = network()
     block = model.stages[0][1]
     with torch.no_grad():
         block.conv1.weight[:, [3, 7]] *= 100
         block.conv1.weight[[1, 4]] *= 100
-        block.conv2.weight[[0, 9]] *= 100
+        block.conv2.weight[[5, 9]] *= 100
     new = convert(model, c=8)
     narrow = new.stages[0][1]
     assert torch.equal(narrow.conv1.weight, block.conv1.weight[[1, 4]][:, [3, 7]])
-    assert torch.equal(narrow.conv2.weight, block.conv2.weight[[0, 9]][:, [1, 4]])
-    for norm, kept in (("bn1", [1, 4]), ("bn2", [0, 9])):
+    assert torch.equal(narrow.conv2.weight, block.conv2.weight[[0, 1]][:, [1, 4]])
+    assert torch.equal(convert(model, c=8, fuse="last").stages[0][1].conv2.weight, block.conv2.weight[[14, 15]][:, [1, 4]])
+    assert torch.equal(convert(model, c=8, fuse="original").stages[0][1].conv2.weight, block.conv2.weight[[5, 9]][:, [1, 4]])
+    for norm, kept in (("bn1", [1, 4]), ("bn2", [0, 1])):
         for name, tensor in getattr(block, norm).state_dict().items():
             assert torch.equal(getattr(narrow, norm).state_dict()[name], tensor[kept] if tensor.ndim else tensor)
     assert type(narrow).__qualname__ == "Basic"
@@ -269,16 +274,17 @@ def test_a_stage_that_cannot_grow_says_why(name: str, depths: str, said: str) ->
 
 def test_a_second_conversion_takes_other_blocks_only() -> None:
     once = convert(network())
-    with pytest.raises(chansurg.Refusal, match=r"stages\.0\.1\.conv1_fusion: it is a Mixture-of-Depths block already"):
+    with pytest.raises(chansurg.Refusal, match=r"it is a Mixture-of-Depths block already: stages\.0\.1\.conv1_fusion"):
         plan(once)
     assert [site.path for site in plan(once, blocks="all").sites] == ["stages.0.2"]
 
 
 def test_copies_of_a_narrow_block_are_named_one_by_one() -> None:
     once = convert(network(), blocks="all")
-    paths = [rf"stages\.1\.{number}\.conv1_fusion: it is a Mixture-of-Depths block already" for number in (1, 2, 3)]
-    with pytest.raises(chansurg.Refusal, match="(?s)" + ".*".join(paths)):
-        plan(once, depths="3,4")
+    found = survey(once, SIZE)
+    skipped = find_recipe("mod").plan(found, find_recipe("mod").options({"depths": "3,4"})).skipped
+    already = [skip.path for skip in skipped if skip.reason == "it is a Mixture-of-Depths block already"]
+    assert already[-3:] == [f"stages.1.{number}.conv1_fusion" for number in (1, 2, 3)]
 
 
 def test_recipes_stack_in_both_orders(tmp_path: Any) -> None:
@@ -306,3 +312,64 @@ def test_an_optimizer_step_keeps_a_copied_network_apart_from_its_original() -> N
     optimizer.step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not torch.equal(new.stages[0][2].conv1.weight, new.stages[0][3].conv1.weight[:, :])
+
+
+def with_statistics(model: nn.Module) -> Survey:
+    found = survey(model, SIZE)
+    found.statistics = measure(model, [torch.rand(32, *SIZE, generator=torch.Generator().manual_seed(0))])
+    return found
+
+
+@pytest.mark.parametrize("fuse", ["first", "last", "original"])
+def test_with_data_the_selector_starts_with_the_channels_that_the_block_was_made_for(fuse: str) -> None:
+    model, recipe = network(), find_recipe("mod")
+    planned = recipe.plan(with_statistics(model), recipe.options({"c": 4, "fuse": fuse}))
+    assert planned == recipe.plan(with_statistics(model), recipe.options({"c": 4, "fuse": fuse}))
+    new = chansurg.apply(model, planned, input_size=SIZE)
+    narrow, block = new.stages[0][1], model.stages[0][1]
+    ranking = narrow.conv1_selector.ranking
+    seen: list[Tensor] = []
+    new.stages[0][0].register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+    outputs(new, torch.rand(5, *SIZE))
+    chosen, scores = narrow.conv1_selector.choose(seen[0])
+    assert chosen.tolist() == [ranking] * 5
+    assert scores.min() > 0.5
+    added = {"first": [0, 1, 2, 3], "last": [12, 13, 14, 15], "original": ranking}[fuse]
+    inside = next(edit for edit in planned.edits if isinstance(edit, Narrow) and edit.path == "stages.0.1.bn1").out_channels
+    assert torch.equal(narrow.conv1.weight, block.conv1.weight[list(inside)][:, ranking])
+    assert torch.equal(narrow.conv2.weight, block.conv2.weight[added][:, list(inside)])
+
+
+def test_channels_that_tell_much_are_ranked_first_and_those_nobody_reads_never() -> None:
+    model, recipe = network(), find_recipe("mod")
+    block = model.stages[0][1]
+    with torch.no_grad():
+        block.conv1.weight[:, 8:] = 0
+        block.conv1.weight[:, 5] *= 30
+        block.conv2.weight[:, :10] = 0
+    planned = recipe.plan(with_statistics(model), recipe.options({"c": 4}))
+    route = next(edit for edit in planned.edits if isinstance(edit, Route))
+    assert route.layer.arguments["ranking"][0] == 5
+    assert max(route.layer.arguments["ranking"]) < 8
+    narrowed = {edit.path: edit for edit in planned.edits if isinstance(edit, Narrow)}
+    assert min(narrowed["stages.0.1.conv1"].out_channels) >= 10
+
+
+def test_a_block_that_keeps_every_channel_keeps_their_order_with_data() -> None:
+    model, recipe = network(), find_recipe("mod")
+    planned = recipe.plan(with_statistics(model), recipe.options({"c": 1}))
+    assert not any(isinstance(edit, Narrow) for edit in planned.edits)
+    new = chansurg.apply(model, planned, input_size=SIZE)
+    x = torch.rand(4, *SIZE)
+    apart = (outputs(new, x) - outputs(model, x)).norm() / outputs(model, x).norm()
+    assert apart < 0.2
+
+
+def test_copies_are_ranked_as_what_they_are_copies_of_and_random_selection_is_left_alone() -> None:
+    model, recipe = network(), find_recipe("mod")
+    planned = recipe.plan(with_statistics(model), recipe.options({"depths": "4,2", "blocks": "3,4", "c": 4}))
+    one, other = (edit.layer.arguments["ranking"] for edit in planned.edits if isinstance(edit, Route))
+    assert one == other
+    drawn = recipe.plan(with_statistics(model), recipe.options({"select": "random"}))
+    assert all("ranking" not in edit.layer.arguments for edit in drawn.edits if isinstance(edit, Route))
+    assert all("ranking" not in edit.layer.arguments for edit in plan(model).edits if isinstance(edit, Route))
