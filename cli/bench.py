@@ -153,7 +153,7 @@ def _show(report: Report, document: Mapping[str, Any]) -> None:
         report.say(
             f"{machine['processor']} ({machine['vectors']}){place}, {counted(document['threads'], 'thread')}; {libraries}", style="dim"
         )
-    report.out.print(_table(rows, document["against"] is not None))
+    report.out.print(_table(rows, document["against"] is not None, quartiles=report.verbose))
     if document["against"] is not None and any(row["speedup"] is not None for row in rows):
         report.say("kept: share of the saving in time that the MACs promise", style="dim")
     for row in rows:
@@ -171,12 +171,11 @@ BUSY = 0.1
 """Share of the processors that others may use before the reader is told."""
 
 
-def _table(rows: Sequence[Mapping[str, Any]], compared: bool) -> Any:
+def _table(rows: Sequence[Mapping[str, Any]], compared: bool, *, quartiles: bool) -> Any:
     varying = [name for name in ("device", "dtype", "input_size") if len({str(row[name]) for row in rows}) > 1]
-    more = [">against ms", "in", ">speed-up", ">MACs allow", ">kept"] if compared else []
-    table = grid(
-        "runtime", *(name.replace("_", " ") for name in varying), ">batch", ">ms", ">quartiles", "in", ">images/s", ">peak MB", *more
-    )
+    columns = ["runtime", *(name.replace("_", " ") for name in varying), ">batch", ">ms", *[">quartiles"] * quartiles]
+    columns += ["in", ">images/s", ">peak MB"]
+    table = grid(*columns, *([">against ms", "in", ">speed-up", ">MACs allow", ">kept"] if compared else []))
     for row in rows:
         cells = [row["runtime"], *(_size(row) if name == "input_size" else str(row[name]) for name in varying), str(row["batch_size"])]
         if row["median_ms"] is None:
@@ -184,7 +183,13 @@ def _table(rows: Sequence[Mapping[str, Any]], compared: bool) -> Any:
             continue
         lower, upper = row["quartiles_ms"]
         memory = "-" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.1f}"
-        cells += [_ms(row["median_ms"]), f"{_ms(lower)}-{_ms(upper)}", row["layout"] or "its own", f"{row['throughput']:.4g}", memory]
+        cells += [
+            _ms(row["median_ms"]),
+            *[f"{_ms(lower)}-{_ms(upper)}"] * quartiles,
+            row["layout"] or "its own",
+            f"{row['throughput']:.4g}",
+            memory,
+        ]
         if compared:
             cells += [_ms(row["against_median_ms"]), row["against_layout"] or "its own", *_gain(row)]
         table.add_row(*cells)
