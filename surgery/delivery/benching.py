@@ -245,11 +245,17 @@ def _inputs(shapes: Sequence[Sequence[int]], setting: Setting) -> Inputs:
 
 
 def _macs_allow(networks: Sequence[nn.Module], input_size: Sequence[int]) -> float | None:
-    """The speed-up that multiply-accumulates allow."""
-    if len(networks) < 2 or len(input_size) != 3:
+    """The speed-up that multiply-accumulates allow; ``None`` for one network alone, or where they cannot all be counted.
+
+    Raises:
+        InputError: where one does not run on that size.
+    """
+    if len(input_size) != 3:
         return None
-    ours, theirs = (count(network, tuple(input_size)).macs for network in networks)
-    return theirs / ours if ours else None
+    counts = [count(network, tuple(input_size)) for network in networks]
+    if len(counts) < 2 or any(one.stopped for one in counts) or not counts[0].macs:
+        return None
+    return counts[1].macs / counts[0].macs
 
 
 @contextmanager

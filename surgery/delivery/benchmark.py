@@ -8,7 +8,7 @@ the time fell as the MACs did.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from chansurg.surgery.delivery.memory import Memory
@@ -143,6 +143,7 @@ class Benchmark:
         threads: that torch and ONNX Runtime computed with.
         optimized: whether both sides went through :func:`chansurg.optimize`.
         others: share of all processors, 0 to 1, that other processes kept busy meanwhile; ``None`` where the system does not tell.
+        notes: what a reader should know beside the numbers.
     """
 
     rows: Sequence[Row]
@@ -151,7 +152,7 @@ class Benchmark:
     threads: int
     optimized: bool
     others: float | None = None
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The document that ``bench --json`` prints, but for the names of the models."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     place = torch.device(device)
     return {
         "processor": _processor(),
-        "cores": torch.get_num_threads() if (count := _cores()) is None else count,
+        "cores": _cores(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
         "system": f"{platform.system()} {platform.machine()}",
@@ -39,8 +40,6 @@ def _processor() -> str:
 
 
 def _cores() -> int | None:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

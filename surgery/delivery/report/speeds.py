@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chansurg.surgery.delivery.benchmark import Benchmark
 from chansurg.surgery.errors import InputError
 
 _NUMBERS = ("median_ms", "against_median_ms", "speedup", "macs_allow", "promise_kept", "throughput", "peak_memory")
@@ -66,8 +65,3 @@ def read_speed(source: str | os.PathLike[str] | Mapping[str, Any]) -> Speed:
             not_done="No report was written.",
             to_do="Pass what `chansurg bench … --json` printed.",
         ) from error
-
-
-def speed_of(found: Benchmark, model: str, against: str | None) -> Speed:
-    """A benchmark that was just run, under the names of its networks."""
-    return read_speed({"model": model, "against": against, **found.as_json()})

@@ -94,6 +94,7 @@ def test_the_networks_and_the_number_of_threads_stay_what_they_were() -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.usefixtures("clockwork")
 def test_both_sides_are_optimised_or_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, str, str | None]] = []
 
@@ -206,6 +207,7 @@ def test_what_is_kept_of_a_promise() -> None:
         ({"seconds": float("nan")}, "no time"),
         ({"per_layer": True}, "another network"),
         ({"input_sizes": [(0,)]}, "not an input size"),
+        ({"input_sizes": [(4, 32, 32)]}, "does not run on an input of shape"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(options: dict[str, Any], told: str) -> None:
