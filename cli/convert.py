@@ -92,6 +92,8 @@ def convert(
         )
     planned = time.perf_counter() - began
     before = layers_at(network, plan.edits)
+    if images is not None:
+        report.note(f"calibrating on {counted(len(images), 'image')}; -v tells how each part fares")
     network = chansurg.apply(network, plan, calibrate=images, refine=refine, inplace=True, seed=seed)
     entry = chansurg.record_of(network).journal[-1]
     found = changes(plan.edits, before, layers_at(network, plan.edits))

@@ -16,7 +16,9 @@ from chansurg.surgery.journal import Entry, Record
 from chansurg.surgery.plan import Plan
 
 
-def carry_out(model: nn.Module, plan: Plan, record: Record, *, inplace: bool = False, seed: int = 0) -> nn.Module:
+def carry_out(
+    model: nn.Module, plan: Plan, record: Record, *, inplace: bool = False, seed: int = 0, before: Counts | None = None
+) -> nn.Module:
     """Make the edits of a plan.
 
     Args:
@@ -25,6 +27,7 @@ def carry_out(model: nn.Module, plan: Plan, record: Record, *, inplace: bool = F
         record: the network's papers, with the input size that counts are taken at.
         inplace: change ``model`` itself instead of a deep copy; where it fails, ``model`` is then not usable any more.
         seed: initialises the new layers, each from its own path.
+        before: what the network costs at that size, where it was counted already.
 
     Returns:
         The rewritten network, with one more journal entry.
@@ -33,7 +36,7 @@ def carry_out(model: nn.Module, plan: Plan, record: Record, *, inplace: bool = F
         Refusal: where an edit cannot be made, or the converted network would not run or put out something of another shape.
     """
     size = record.preprocessing.input_size
-    before, weights = count(model, size), weights_digest(model)
+    before, weights = before or count(model, size), weights_digest(model)
     shapes = _state_shapes(model)
     network = working_copy(model, inplace)
     graphs = perform(network, plan.edits, plan.signatures, seed=seed)

@@ -134,13 +134,18 @@ def _trials(
     model: nn.Module, record: Record, planned: Callable[[frozenset[str]], Plan], images: Unlabelled | None, sites: int, seed: int
 ) -> Trials:
     size = record.preprocessing.input_size
-    now = count(model, size).macs
+    counts = count(model, size)
+    now = counts.macs
     at_first = next((entry.before["macs"] for entry in record.journal if entry.before), now)
     fit, inputs = None, noise(size, affordable_noise(now, 4 * NOISE_INPUTS, 4 * NOISE_MACS), seed=seed)
     if images is not None:
         few = images.divided()[0].first(max(8, min(TRIAL_IMAGES, TRIAL_MACS // (4 * max(now, 1) * sites))))
         fit, inputs = (lambda network: fit_to(model, network, few, 0, seed)), _held_out(images, max(4, len(few) // 2))
-    return Trials(model, lambda paths: carry_out(model, planned(paths), record, seed=seed), fit, inputs, now=now, at_first=at_first)
+
+    def converted(paths: frozenset[str]) -> nn.Module:
+        return carry_out(model, planned(paths), record, seed=seed, before=counts)
+
+    return Trials(model, converted, fit, inputs, now=now, at_first=at_first)
 
 
 def _held_out(images: Unlabelled, most: int | None = None) -> Inputs:
@@ -223,8 +228,9 @@ def apply(
         results["choice"] = plan.choice.as_json()
     if images is None:
         size = record.preprocessing.input_size
-        reference = Reference(model, plan.landmarks, noise(size, affordable_noise(count(model, size).macs)))
-        network = carry_out(model, plan, record, inplace=inplace, seed=seed)
+        counts = count(model, size)
+        reference = Reference(model, plan.landmarks, noise(size, affordable_noise(counts.macs)))
+        network = carry_out(model, plan, record, inplace=inplace, seed=seed, before=counts)
         drift = reference.drift(network)
     else:
         original = copy.deepcopy(model) if inplace else model

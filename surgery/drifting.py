@@ -27,7 +27,7 @@ from chansurg.surgery.survey.landmarks import landmarks
 if TYPE_CHECKING:
     from chansurg.surgery.images.unlabelled import Unlabelled
 
-NOISE_INPUTS, NOISE_MACS = 8, 10**10
+NOISE_INPUTS, NOISE_MACS = 8, 5 * 10**9
 """Inputs of normal noise, at most, and multiply-accumulates that they may cost; one is run however much it costs."""
 _BATCH_PIXELS = 8 * 224 * 224
 _DIGITS = 4
