@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from chansurg.recipes.slimconv.options import PATHS, RATIO, WEIGHTS
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.layer import RecipeLayer
+from chansurg.surgery.layer import RecipeLayer, Target
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -155,25 +155,20 @@ class SlimConv(RecipeLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C_in, H, W] -> [B, out_channels, H', W']``; dtype and memory format are kept."""
-        w = self.channel_weights(x)
-        top = w.flip(1) if self.weights == "flipped" else w
-        bottom = top
+        return joined(x, self.folds, self.orders(self.channel_weights(x)), self.path_modules())
+
+    def orders(self, w: Tensor) -> list[Tensor]:
+        """The weights as each path takes them, top first; ``w`` and what comes out have the channels along dimension 1."""
+        top = bottom = w.flip(1) if self.weights == "flipped" else w
         if self.weights in ("both", "shuffled"):
             bottom = w.flip(1) if self.weights == "both" else self._interleaved(w)
-        folded = self._fold(top, x)
-        parts = [self.top(folded), self.bottom(folded if bottom is top else self._fold(bottom, x))]
-        if self.third is not None:
-            parts.append(self.third(self._fold(self._interleaved(w), x)))
-        return torch.cat(parts, 1)
+        return [top, bottom] if self.third is None else [top, bottom, self._interleaved(w)]
 
-    def _fold(self, w: Tensor, x: Tensor) -> Tensor:
-        """``fold_m(w * x)``, run by run, so that ``w * x`` never exists at its full width: ``[B, C_in / m, H, W]`` (Eq. 2)."""
-        size = self.in_channels // self.folds
-        runs = list(zip(torch.split(w, size, 1), torch.split(x, size, 1), strict=True))
-        folded: Tensor = runs[0][0] * runs[0][1]
-        for weight, run in runs[1:]:
-            folded = torch.addcmul(folded, weight, run)
-        return folded
+    def for_runtime(self, target: Target) -> nn.Module:
+        """See :mod:`chansurg.recipes.slimconv.forms`."""
+        from chansurg.recipes.slimconv.forms import form_for
+
+        return form_for(self, target)
 
     def _interleaved(self, w: Tensor) -> Tensor:
         """The weights with the ``m`` runs dealt out in turn."""
@@ -182,6 +177,10 @@ class SlimConv(RecipeLayer):
     def _reduced_names(self) -> list[str]:
         return ["bottom"] if self.third is None else ["bottom", "third"]
 
+    def path_modules(self) -> list[nn.Module]:
+        """The modules that work on the folds, top first."""
+        return [self.top, *self._reduced()]
+
     def _reduced(self) -> list[ReducedPath]:
         return [path for path in (self.bottom, self.third) if path is not None]
 
@@ -189,6 +188,34 @@ class SlimConv(RecipeLayer):
         """What the layer does as a whole; its convolutions say the rest."""
         parts = [f"{self.in_channels} -> {self.out_channels}, folds={self.folds}"]
         return ", ".join([*parts, *([] if self.weights == "both" else [f"weights={self.weights}"])])
+
+
+def joined(x: Tensor, folds: int, weights: Sequence[Tensor], paths: Sequence[nn.Module]) -> Tensor:
+    """What the paths make of their folds, one after another along the channels: ``[B, C_in, H, W] -> [B, out_channels, H', W']``.
+
+    Args:
+        x: the layer's input.
+        folds: ``m``.
+        weights: ``[B, C_in, 1, 1]`` for each path; neighbours with one and the same share a fold.
+        paths: the modules.
+    """
+    parts: list[Tensor] = []
+    folded = x
+    for number, (w, path) in enumerate(zip(weights, paths, strict=True)):
+        if number == 0 or w is not weights[number - 1]:
+            folded = fold(w, x, folds)
+        parts.append(path(folded))
+    return torch.cat(parts, 1)
+
+
+def fold(w: Tensor, x: Tensor, folds: int) -> Tensor:
+    """``fold_m(w * x)``, run by run, so that ``w * x`` never exists at its full width: ``[B, C_in / m, H, W]`` (Eq. 2)."""
+    size = x.shape[1] // folds
+    runs = list(zip(torch.split(w, size, 1), torch.split(x, size, 1), strict=True))
+    folded: Tensor = runs[0][0] * runs[0][1]
+    for weight, run in runs[1:]:
+        folded = torch.addcmul(folded, weight, run)
+    return folded
 
 
 class ReducedPath(nn.Module):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chansurg.recipes.slimconv.layer import SlimConv
+from chansurg.recipes.slimconv.layer import SlimConv, fold
 from chansurg.surgery.counting import count
 from chansurg.surgery.errors import InputError
 
@@ -196,7 +196,9 @@ def test_memory_format_is_kept() -> None:
     torch.testing.assert_close(y, y_last, rtol=0, atol=1e-5)
     assert y.is_contiguous()
     assert y_last.is_contiguous(memory_format=torch.channels_last)
-    assert layer._fold(layer.channel_weights(x), x.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+    assert fold(layer.channel_weights(x), x.to(memory_format=torch.channels_last), layer.folds).is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def test_images_of_a_batch_do_not_meet() -> None:
