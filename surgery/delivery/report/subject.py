@@ -164,7 +164,12 @@ def _channels(network: nn.Module, record: Record) -> dict[str, tuple[tuple[int, 
     except ChansurgError:
         return found
     position = {path: number for number, path in enumerate(began)}
-    return dict(sorted(found.items(), key=lambda item: position.get(item[0], len(position))))
+    places: dict[str, int] = {}
+    last = -1
+    for path in found:
+        # Attention reads its last layer's weights without calling it; such a layer stays behind the one ahead of it.
+        last = places[path] = position.get(path, last)
+    return dict(sorted(found.items(), key=lambda item: places[item[0]]))
 
 
 def _runs(record: Record, file: Path) -> list[Run]:

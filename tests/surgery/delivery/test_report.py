@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from networks.small import small
+from networks.small import small, vision_transformer
 from torch import nn
 
 import chansurg
-from chansurg.surgery.architecture import Architecture
+from chansurg.surgery.architecture import Architecture, Preprocessing
 from chansurg.surgery.delivery.report.drawing import Drawing, steps
 from chansurg.surgery.delivery.report.page import page
 from chansurg.surgery.delivery.report.speeds import read_speed
@@ -114,6 +114,13 @@ def test_widths_stand_in_the_order_of_execution_beside_what_they_were(pix: nn.Mo
     assert (widths["layer1.0.conv1"].now, widths["layer1.0.conv1"].before) == ((8, 16), (16, 16))
     assert (widths["layer1.0.conv1_pix"].before, widths["layer1.0.conv1_pix"].is_new) == (None, True)
     assert not widths["layer1.0.conv1"].is_new
+
+
+def test_layers_that_are_read_and_not_called_stand_where_they_belong() -> None:
+    network = attach(vision_transformer(), replace(chansurg.record_of(small()), preprocessing=Preprocessing((3, 32, 32))))
+    order = [width.path for width in gather(network, "").widths]
+    first = "encoder.layers.encoder_layer_0"
+    assert order.index(f"{first}.self_attention.out_proj") + 1 == order.index(f"{first}.mlp.0")
 
 
 def test_layers_that_are_gone_stand_where_they_stood(resnet: nn.Module) -> None:
