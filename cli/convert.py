@@ -48,7 +48,7 @@ def convert(
         typer.Option("--output", "-o", metavar="OUT", help="Where to write.", show_default="MODEL-RECIPE.safetensors", parser=given_path),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and write nothing.")] = False,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the layers that start anew.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the layers that start anew, and of the choice of images.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT whatever it holds. The input is never replaced.")] = False,
     calibrate: Calibrate = None,
     samples: Samples = None,

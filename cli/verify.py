@@ -9,7 +9,7 @@ import typer
 
 from chansurg.cli.calibration_options import without_images
 from chansurg.cli.model_options import MODEL_HELP, Arch, InputSize, TrustPickle, given, read_model
-from chansurg.cli.numbers import counted, difference
+from chansurg.cli.numbers import counted, difference, relative_error
 from chansurg.cli.reporting import Report, grid
 
 EXAMPLES = (
@@ -88,7 +88,7 @@ def _show(report: Report, a: str, b: str, document: Mapping[str, Any], ran_on: s
     blocks = grid("block", ">relative error")
     errors = {block["path"]: block["relative_error"] for block in document["blocks"]}
     for path in errors if report.verbose else _whole_blocks(list(errors)):
-        blocks.add_row(path, difference(errors[path]))
+        blocks.add_row(path, relative_error(errors[path]))
     out.print(blocks)
 
 

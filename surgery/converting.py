@@ -16,7 +16,7 @@ from torch import nn
 
 from chansurg.surgery.carrying_out import carry_out
 from chansurg.surgery.counting import count
-from chansurg.surgery.drift import HELD_OUT, IMAGES
+from chansurg.surgery.drift import HELD_OUT, IMAGES, NOISE
 from chansurg.surgery.drifting import NOISE_INPUTS, NOISE_MACS, Inputs, Reference, affordable_noise, drift_on, noise, pictures
 from chansurg.surgery.edits import Repeat
 from chansurg.surgery.errors import InputError, Refusal
@@ -137,7 +137,7 @@ def _trials(
     counts = count(model, size)
     now = counts.macs
     at_first = next((entry.before["macs"] for entry in record.journal if entry.before), now)
-    fit, inputs = None, noise(size, affordable_noise(now, 4 * NOISE_INPUTS, 4 * NOISE_MACS), seed=seed)
+    fit, inputs = None, noise(size, affordable_noise(now, 4 * NOISE_INPUTS, 4 * NOISE_MACS))
     if images is not None:
         few = images.divided()[0].first(max(8, min(TRIAL_IMAGES, TRIAL_MACS // (4 * max(now, 1) * sites))))
         fit, inputs = (lambda network: fit_to(model, network, few, 0, seed)), _held_out(images, max(4, len(few) // 2))
@@ -229,7 +229,9 @@ def apply(
     if images is None:
         size = record.preprocessing.input_size
         counts = count(model, size)
-        reference = Reference(model, plan.landmarks, noise(size, affordable_noise(counts.macs)))
+        # Where the choice of sites was tried on noise, the same noise says what came of it.
+        number = plan.choice.inputs if plan.choice and plan.choice.kind == NOISE else affordable_noise(counts.macs)
+        reference = Reference(model, plan.landmarks, noise(size, number))
         network = carry_out(model, plan, record, inplace=inplace, seed=seed, before=counts)
         drift = reference.drift(network)
     else:

@@ -148,6 +148,7 @@ def test_what_is_chosen_is_what_is_measured() -> None:
     entry = chansurg.record_of(converted).journal[-1]
     assert entry.after["macs"] / entry.before["macs"] == pytest.approx(planned.choice.macs, abs=1e-4)
     assert planned.choice.macs <= 0.8
+    assert entry.results["drift"]["outputs"] == planned.choice.drift
     assert {site.path for site in planned.sites} == {site.path for site in planned.choice.sites if site.taken}
     assert entry.results["asked"] == {"target_macs": 0.8}
     assert entry.results["choice"] == planned.choice.as_json()
