@@ -42,7 +42,9 @@ def numbers(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("network", [*SMALL, of_torchvision("shufflenet_v2_x0_5")], ids=str)
+@pytest.mark.parametrize(
+    "network", [*(n for n in SMALL if n.name not in ("vision_transformer", "beit")), of_torchvision("shufflenet_v2_x0_5", 32)], ids=str
+)
 def test_a_network_is_the_same_function_and_is_not_touched(network: Network) -> None:
     model = original(network)
     before, types = numbers(model), [type(module) for module in model.modules()]
@@ -63,8 +65,8 @@ def test_a_network_is_the_same_function_and_is_not_touched(network: Network) -> 
 
 
 CONVERTED = [
-    *cases([n for n in SMALL if n.name == "small"], every=True),
-    *cases([n for n in SMALL if n.name in ("cifar-resnet20", "levit")]),
+    *(case for case in cases([n for n in SMALL if n.name == "small"], every=True) if ("subsets", "fitted") not in case.values[0].options),
+    *cases([n for n in SMALL if n.name == "levit"]),
 ]
 
 
@@ -81,10 +83,11 @@ def test_a_converted_network_is_the_same_function(case: Case) -> None:
 
 @pytest.mark.parametrize("residual", ["scatter", "coupled"])
 def test_a_sliced_network_is_the_same_function(residual: str) -> None:
-    gated = chansurg.convert(original(SMALL[2]), "pcs")
+    gated = chansurg.convert(original(SMALL[0]), "pcs", input_size=(3, 32, 32))
     draw_masks(gated, 0.5, torch.Generator().manual_seed(0))
     sliced = chansurg.slice(gated, residual=residual)
     made = chansurg.optimize(sliced)
+    assert (residual == "scatter") is ("GatherAdd" in told(made).forms.values())
     assert relative_error(outputs(made), outputs(sliced)) < 1e-5
     assert with_running_statistics(made) == []
 
