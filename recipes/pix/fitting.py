@@ -20,7 +20,7 @@ from chansurg.surgery.demand import Demand
 ROUNDS = 100
 LEAST = 1e-6
 """Of what is given already: swaps that add less are left."""
-_WORK = 2e10
+_WORK = 5e9
 """Multiplications after which no further round is begun: a round takes the cube of the channels."""
 _AT_ONCE = 1 << 21  # numbers of a batch of pairs
 
@@ -35,7 +35,7 @@ def fitted_subsets(demand: Demand, out_channels: int, zeta: int | None) -> list[
     """
     subsets = partition(len(demand.covariance), out_channels, zeta, "contiguous")
     given = _given(demand, subsets)
-    for _ in range(max(4, min(ROUNDS, int(_WORK / len(demand.covariance) ** 3)))):
+    for _ in range(max(2, min(ROUNDS, int(_WORK / len(demand.covariance) ** 3)))):
         swaps = _Pairs(demand, subsets).swaps(LEAST * given)
         while swaps:
             tried = [list(subset) for subset in subsets]
