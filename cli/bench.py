@@ -76,6 +76,9 @@ def bench(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="With --against: time each part that differs by itself.", rich_help_panel=PANEL)
     ] = False,
+    training: Annotated[
+        bool, typer.Option("--training", help="Time a training step, forward and backward, in eager and compile.", rich_help_panel=PANEL)
+    ] = False,
     arch: Arch = None,
     pretrained: Pretrained = False,
     trust_pickle: TrustPickle = False,
@@ -110,6 +113,7 @@ def bench(
             optimized=not as_it_is,
             memory=memory,
             per_layer=per_layer,
+            training=training,
             seconds=seconds,
             progress=progress,
         )

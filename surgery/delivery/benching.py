@@ -59,6 +59,7 @@ def bench(
     optimized: bool = True,
     memory: bool = True,
     per_layer: bool = False,
+    training: bool = False,
     seconds: float = 10.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Benchmark:
@@ -82,6 +83,7 @@ def bench(
         optimized: time what :func:`chansurg.optimize` makes of both; else both as they are.
         memory: measure the most memory that a forward pass needs too.
         per_layer: also time, each by itself, the modules that differ.
+        training: time a training step, forward and backward in train mode, of both as they are; in ``eager`` and ``compile`` alone.
         seconds: how long a setting may go on after ten rounds while its ratio is not known well enough.
         progress: called with the number of settings done, and how many there are.
 
@@ -94,7 +96,9 @@ def bench(
     _check(runtimes, batch_sizes, devices, dtypes, layouts, threads, seconds)
     if per_layer and against is None:
         raise _refused("Layers are compared with another network's, and none is given.", "per_layer", "Pass the original as well.")
-    networks = [copy.deepcopy(unwrapped(network)).eval() for network in (model, against) if network is not None]
+    if per_layer and training:
+        raise _refused("Layers are timed in eval mode alone.", "per_layer", "Leave one of per_layer and training out.")
+    networks = [copy.deepcopy(unwrapped(network)).train(training) for network in (model, against) if network is not None]
     sizes = [
         with_input_size(record_of(model), size).preprocessing.input_size
         for size in (input_sizes if input_sizes is not None else [record_of(model).preprocessing.input_size])
@@ -105,7 +109,7 @@ def bench(
     ]
     allowed = {size: _macs_allow(networks, size) for size in sizes}
     way = _Way(tuple(layouts), memory, seconds)
-    treated = _Treated(networks, optimized)
+    treated = _Treated(networks, optimized and not training)
     before = processor_times()
     rows: list[Row] = []
     layers: list[LayerRow] = []
@@ -124,7 +128,7 @@ def bench(
                 progress(done, len(settings))
     others = others_share(before, processor_times())
     machine = {device: describe_machine(device) for device in devices}
-    return Benchmark(rows, layers, machine, used, optimized, others, tuple(dict.fromkeys(notes)))
+    return Benchmark(rows, layers, machine, used, optimized and not training, training, others, tuple(dict.fromkeys(notes)))
 
 
 class _Treated:

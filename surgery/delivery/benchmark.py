@@ -142,6 +142,7 @@ class Benchmark:
         machine: what it ran on.
         threads: that torch and ONNX Runtime computed with.
         optimized: whether both sides went through :func:`chansurg.optimize`.
+        training: whether training steps were timed, and not forward passes.
         others: share of all processors, 0 to 1, that other processes kept busy meanwhile; ``None`` where the system does not tell.
         notes: what a reader should know beside the numbers.
     """
@@ -151,6 +152,7 @@ class Benchmark:
     machine: Mapping[str, Any]
     threads: int
     optimized: bool
+    training: bool = False
     others: float | None = None
     notes: Sequence[str] = ()
 
@@ -162,6 +164,7 @@ class Benchmark:
             "machine": dict(self.machine),
             "threads": self.threads,
             "optimized": self.optimized,
+            "training": self.training,
             "others_share": self.others,
             "notes": list(self.notes),
         }

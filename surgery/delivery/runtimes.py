@@ -53,10 +53,12 @@ class Runtime:
     Args:
         prepare: from a network in eval mode, its inputs on its device, and a folder for files of its own to a network that runs.
         has_layouts: whether it runs tensors in the layout they come in; if not, it chooses its own.
+        trains: whether it runs backward too.
     """
 
     prepare: Callable[[nn.Module, Inputs, Path], Ready]
     has_layouts: bool = True
+    trains: bool = False
 
 
 def forget_compiled() -> None:
@@ -69,13 +71,16 @@ def prepare(runtime: str, network: nn.Module, inputs: Inputs, folder: Path) -> R
 
     Args:
         runtime: a name in ``RUNTIMES``.
-        network: in eval mode, on its inputs' device, in their dtype.
+        network: on its inputs' device, in their dtype. In eval mode its forward pass is made ready; in train mode a training step: forward
+            and backward, from the mean of what it puts out.
         inputs: what it is called on; of a whole network one ``[B, C, H, W]``.
         folder: an empty folder that stays until the timing is over.
 
     Raises:
         Unavailable: where it does not run there.
     """
+    if network.training and not RUNTIMES[runtime].trains:
+        raise Unavailable("a training step is not timed there")
     try:
         with quiet():
             ready = RUNTIMES[runtime].prepare(network, inputs, folder)
@@ -124,10 +129,16 @@ def _cuda_graph(network: nn.Module, inputs: Inputs, folder: Path) -> Ready:
 
 
 def _of_torch(forward: Callable[..., object], inputs: Inputs, network: nn.Module) -> Ready:
-    def call() -> object:
+    def infer() -> object:
         with torch.inference_mode():
             return forward(*inputs)
 
+    def train() -> None:
+        network.zero_grad(set_to_none=True)
+        outputs = [tensor.float().mean() for tensor in tensors_in(forward(*inputs)) if tensor.is_floating_point()]
+        torch.autograd.backward(torch.stack(outputs).sum())
+
+    call = train if network.training else infer
     return Ready(call, stopwatch_for(str(inputs[0].device)), partial(memory_of_torch, call, network, inputs[0].device))
 
 
@@ -186,8 +197,8 @@ def _session_options(runtime: Any, threads: int) -> Any:
 
 
 RUNTIMES: Mapping[str, Runtime] = {
-    "eager": Runtime(_eager),
-    "compile": Runtime(_compiled),
+    "eager": Runtime(_eager, trains=True),
+    "compile": Runtime(_compiled, trains=True),
     "onnxruntime": Runtime(_onnx_runtime, has_layouts=False),
     "aoti": Runtime(_aot_inductor),
     "cuda-graph": Runtime(_cuda_graph),

@@ -37,7 +37,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def bench(model: object, against: object, **options: object) -> Benchmark:
         passed.update(options, against=against)
-        return Benchmark(rows, [slow] if options["per_layer"] else [], MACHINE, 2, True, 0.4)
+        return Benchmark(rows, [slow] if options["per_layer"] else [], MACHINE, 2, True, others=0.4)
 
     monkeypatch.setattr(chansurg, "bench", bench, raising=False)
     return passed
@@ -94,6 +94,7 @@ def test_options_are_passed_on(cli: Cli, resnet20: Path, told: dict[str, Any]) -
         "optimized": True,
         "memory": False,
         "per_layer": False,
+        "training": False,
         "seconds": 2.0,
     }
 

@@ -71,6 +71,8 @@ def speed_section(speed: Speed) -> str:
     told = [f"{machine['processor']}, {machine['device']}" for machine in _mappings(document.get("machine", {}).values())]
     told.append(f"threads: {document['threads']}" if document.get("threads") else "")
     told.append("both optimised" if document.get("optimized") and compared else "optimised" if document.get("optimized") else "as it is")
+    if document.get("training"):
+        told.append("a training step, forward and backward")
     body = [f"<p>{escape(speed.model)}{f' and {escape(str(speed.against))}, timed in turn' if compared else ''}.</p>"]
     body.append(f'<p class="soft">{escape("; ".join(filter(None, told)))}</p>{_figure(charts.speedups(speed))}')
     header = ["runtime", ">ms", "layout", ">images/s", ">peak MB"]

@@ -133,6 +133,25 @@ def test_a_runtime_that_fails_is_a_row_with_the_reason(monkeypatch: pytest.Monke
     assert timed.model is not None
 
 
+def test_a_training_step_runs_backward_and_leaves_the_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benching, "optimize", lambda *_, **__: pytest.fail("what is optimised cannot be trained"))
+    network, passes = small().eval(), []
+    network.fc.register_full_backward_hook(lambda *_: passes.append(network.training))  # type: ignore[operator, union-attr]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    given: dict[str, Any] = {"layouts": ["contiguous"], "input_sizes": SIZE, "batch_sizes": [2], "seconds": 0}
+    found = chansurg.bench(network, training=True, runtimes=["eager", "onnxruntime"], **given)
+    timed, refused = found.rows
+    assert timed.model is not None
+    assert len(passes) > timed.rounds
+    assert refused.reason == "a training step is not timed there"
+    assert (found.training, found.optimized) == (True, False)
+    assert not network.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    passes.clear()
+    chansurg.bench(network, optimized=False, **given)
+    assert passes == []
+
+
 def test_cuda_graphs_without_cuda_say_so() -> None:
     (row,) = chansurg.bench(small(), runtimes=["cuda-graph"], input_sizes=SIZE, seconds=0).rows
     assert row.reason == "CUDA graphs need a CUDA device"
@@ -206,6 +225,7 @@ def test_what_is_kept_of_a_promise() -> None:
         ({"threads": 0}, "0 threads"),
         ({"seconds": float("nan")}, "no time"),
         ({"per_layer": True}, "another network"),
+        ({"per_layer": True, "training": True, "against": nn.Identity()}, "eval mode alone"),
         ({"input_sizes": [(0,)]}, "not an input size"),
         ({"input_sizes": [(4, 32, 32)]}, "does not run on an input of shape"),
     ],
