@@ -108,7 +108,7 @@ def plan(
         worth_it, choice = cutting.choose()
         made = found.plan(surveyed, values, Chosen(worth_it.paths, {**by_name.reasons, **worth_it.reasons}))
     untraced = tuple(Skip(path or "(the network)", f"it could not be traced: {reason}") for path, reason in surveyed.untraced.items())
-    asked = {name: value for name, value in (("only", list(only)), ("skip", list(skip)), *limits.given.items()) if value}
+    asked = {name: list(patterns) for name, patterns in (("only", only), ("skip", skip)) if patterns} | limits.given
     made = replace(made, skipped=(*untraced, *made.skipped), landmarks=tuple(landmarks(surveyed)), asked=asked, choice=choice)
     if not made.edits:
         raise _nothing(made)

@@ -179,5 +179,6 @@ def test_limits_on_a_recipe_that_changes_no_function() -> None:
     results = chansurg.record_of(gated).journal[-1].results
     assert all(site["taken"] for site in results["choice"]["sites"])
     assert results["drift"]["outputs"] == 0
+    assert results["asked"] == {"keep_drift": 0.0}
     with pytest.raises(chansurg.Refusal, match="none of its sites saves"):
         chansurg.convert(model, "pcs", target_macs=0.9, input_size=SIZE)
