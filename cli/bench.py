@@ -154,9 +154,8 @@ def _show(report: Report, document: Mapping[str, Any]) -> None:
     for machine in document["machine"].values():
         libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
         place = "" if machine["device"] == "cpu" else f", {machine['device']}"
-        report.say(
-            f"{machine['processor']} ({machine['vectors']}){place}, {counted(document['threads'], 'thread')}; {libraries}", style="dim"
-        )
+        threads, step = counted(document["threads"], "thread"), "; a training step" if document["training"] else ""
+        report.say(f"{machine['processor']} ({machine['vectors']}){place}, {threads}; {libraries}{step}", style="dim")
     report.out.print(_table(rows, document["against"] is not None, quartiles=report.verbose))
     if document["against"] is not None and any(row["speedup"] is not None for row in rows):
         report.say("kept: share of the saving in time that the MACs promise", style="dim")

@@ -28,7 +28,7 @@ from chansurg.surgery.delivery.runtimes import RUNTIMES
 def main() -> None:
     """Measure what is missing, and write the table."""
     options = _options()
-    settings = {name: getattr(options, name) for name in ("input_size", "batch_sizes", "device", "dtype", "threads")}
+    settings = {name: getattr(options, name) for name in ("input_size", "batch_sizes", "device", "dtype", "threads", "training")}
     folder = ResultFolder(options.out, {**settings, "torch": torch.__version__})
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
@@ -64,6 +64,7 @@ def measure(network: str, row: str, runtime: str, options: argparse.Namespace) -
         devices=[options.device],
         dtypes=[options.dtype],
         threads=options.threads,
+        training=options.training,
         seconds=options.seconds,
     )
     return {**document, **found.as_json()}
@@ -80,6 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=tuple(DTYPES))
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--training", action="store_true", help="time training steps, in eager and compile")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long a ratio may take to become known")
     given = parser.parse_args()
     for name, known in (("networks", NETWORKS), ("rows", ROWS), ("runtimes", RUNTIMES)):
