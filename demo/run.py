@@ -22,7 +22,7 @@ from demo.digits import HELD_OUT, write_image_folder
 OUTPUT = Path("demo-output")
 ORIGINAL = Path("demo/digits-resnet.safetensors")
 DATA = OUTPUT / "digits"
-PIX, PIX_TRAINED = OUTPUT / "pix.safetensors", OUTPUT / "pix-trained.safetensors"
+PIX, PIX_CALIBRATED, PIX_TRAINED = (OUTPUT / f"{name}.safetensors" for name in ("pix", "pix-calibrated", "pix-trained"))
 PCS, PCS_TRAINED = OUTPUT / "pcs.safetensors", OUTPUT / "pcs-trained.safetensors"
 SMALL, PLAIN = OUTPUT / "pcs-small.safetensors", OUTPUT / "pcs-plain.safetensors"
 FACTORY = "demo.digits:network"
@@ -55,6 +55,7 @@ def summary() -> Table:
     files = {
         "original": ORIGINAL,
         "PiX, converted": PIX,
+        "PiX, calibrated": PIX_CALIBRATED,
         "PiX, fine-tuned": PIX_TRAINED,
         "PCS, converted": PCS,
         "PCS, fine-tuned": PCS_TRAINED,
@@ -79,10 +80,13 @@ def main() -> None:
     command("inspect", ORIGINAL, *ARCH)
     command("evaluate", ORIGINAL, *ARCH, "--data", DATA)
 
-    title("PiX takes the place of the squeezing convolutions; its new layers have to be trained.")
+    title("PiX takes the place of the squeezing convolutions; its new layers know nothing of the images.")
     command("convert", ORIGINAL, *ARCH, "--recipe", "pix", "-o", PIX)
     command("evaluate", PIX, *ARCH, "--data", DATA)
-    command("finetune", PIX, *ARCH, *TRAINING, "--epochs", "15", "-o", PIX_TRAINED)
+    title("Calibrated with images, without their labels, it starts from what the original computes; fine-tuning does the rest.")
+    command("convert", ORIGINAL, *ARCH, "--recipe", "pix", "--calibrate", DATA, "-o", PIX_CALIBRATED)
+    command("evaluate", PIX_CALIBRATED, *ARCH, "--data", DATA)
+    command("finetune", PIX_CALIBRATED, *ARCH, *TRAINING, "--epochs", "15", *TEACHER, "-o", PIX_TRAINED)
 
     title("PCS changes nothing at first; training then shrinks channels to zero, and slicing takes them out.")
     command("convert", ORIGINAL, *ARCH, "--recipe", "pcs", "-o", PCS)
