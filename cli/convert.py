@@ -92,9 +92,8 @@ def convert(
         )
     planned = time.perf_counter() - began
     before = layers_at(network, plan.edits)
-    if images is not None:
-        report.note(f"calibrating on {counted(len(images), 'image')}; -v tells how each part fares")
-    network = chansurg.apply(network, plan, calibrate=images, refine=refine, inplace=True, seed=seed)
+    with report.progress(f"calibrating on {counted(len(images), 'image')}", "parts") if images else nullcontext() as progress:
+        network = chansurg.apply(network, plan, calibrate=images, refine=refine, inplace=True, seed=seed, progress=progress)
     entry = chansurg.record_of(network).journal[-1]
     found = changes(plan.edits, before, layers_at(network, plan.edits))
     state = network.state_dict()

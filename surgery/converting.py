@@ -27,7 +27,7 @@ from chansurg.surgery.journal import Record
 from chansurg.surgery.listing import by_reason, path_list
 from chansurg.surgery.plan import EVERY, Chosen, Plan, Skip
 from chansurg.surgery.recipe import find_recipe, flag
-from chansurg.surgery.selecting.cutting import Cutting
+from chansurg.surgery.selecting.cutting import Cutting, Progress
 from chansurg.surgery.selecting.limits import Limits
 from chansurg.surgery.selecting.patterns import named
 from chansurg.surgery.selecting.trials import Trials
@@ -60,7 +60,7 @@ def plan(
     keep_drift: float | None = None,
     input_size: tuple[int, ...] | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Plan:
     """What a recipe would do to a network; nothing is changed.
@@ -175,12 +175,14 @@ def _check_refine(refine: int | None, calibrate: object) -> None:
         )
 
 
-def fit_to(original: nn.Module, converted: nn.Module, images: Unlabelled, refine: int | None, seed: int) -> dict[str, Any]:
+def fit_to(
+    original: nn.Module, converted: nn.Module, images: Unlabelled, refine: int | None, seed: int, progress: Progress | None = None
+) -> dict[str, Any]:
     """Calibrate a converted network in place; tells, as JSON values, what it came to and which tensors changed."""
     from chansurg.surgery.calibration import calibrate
 
     before = tensor_digests(converted)
-    told = calibrate(original, converted, images, refine=refine, seed=seed)
+    told = calibrate(original, converted, images, refine=refine, seed=seed, progress=progress)
     after = tensor_digests(converted)
     return {**told.as_json(), "tensors": [name for name, digest in after.items() if before.get(name) != digest]}
 
@@ -195,6 +197,7 @@ def apply(
     inplace: bool = False,
     seed: int = 0,
     input_size: tuple[int, ...] | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Carry out a plan, fit the network to images where there are some, and measure how far it has drifted.
 
@@ -209,6 +212,7 @@ def apply(
         seed: initialises the new layers, each from its own path, so that the same input and options give the same numbers; and chooses
             the images.
         input_size: as in :func:`plan`; counts are taken at it.
+        progress: while layers are fitted, told how many parts of the network are done, and of how many.
 
     Returns:
         The rewritten network, with one more journal entry, whose ``results`` hold the drift, and what calibrating came to.
@@ -237,7 +241,7 @@ def apply(
     else:
         original = copy.deepcopy(model) if inplace else model
         network = carry_out(model, plan, record, inplace=inplace, seed=seed)
-        results["calibration"] = fit_to(original, network, images, refine, seed)
+        results["calibration"] = fit_to(original, network, images, refine, seed, progress)
         drift = drift_on(original, network, plan.landmarks, _held_out(images))
     results["drift"] = drift.as_json()
     papers = record_of(network)

@@ -79,7 +79,7 @@ class Entry:
         calibration = self.results.get("calibration")
         names = calibration.get("tensors") if isinstance(calibration, Mapping) else None
         others = {*self.sliced, *self.new}
-        return tuple(name for name in names if name not in others) if isinstance(names, list) else ()
+        return tuple(name for name in names if isinstance(name, str) and name not in others) if isinstance(names, list) else ()
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; :meth:`from_json` reads them back."""

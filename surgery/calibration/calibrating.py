@@ -95,7 +95,15 @@ class Calibration:
         }
 
 
-def calibrate(original: nn.Module, converted: nn.Module, images: Unlabelled, *, refine: int | None = None, seed: int = 0) -> Calibration:
+def calibrate(
+    original: nn.Module,
+    converted: nn.Module,
+    images: Unlabelled,
+    *,
+    refine: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
     """Fit a converted network to the one it was converted from; its tensors change in place.
 
     Args:
@@ -105,6 +113,7 @@ def calibrate(original: nn.Module, converted: nn.Module, images: Unlabelled, *, 
         refine: steps of block-wise distillation behind the closed forms; 0 for closed forms alone. ``None`` takes 200, or as many as
             2e13 multiply-accumulates allow.
         seed: draws positions and batches.
+        progress: told how many segments of a region are done, and of how many.
 
     Raises:
         InputError: where an image cannot be read.
@@ -124,7 +133,10 @@ def calibrate(original: nn.Module, converted: nn.Module, images: Unlabelled, *, 
                 untouched[ours.path or "(the network)"] = "nothing in it could be matched with the original"
                 continue
             run = _Run((original, converted), (theirs, ours), parts, kept, steps, seed)
-            fitted += [run.fit(segment, last=segment is cut[-1]) for segment in cut]
+            for number, segment in enumerate(cut, 1):
+                fitted.append(run.fit(segment, last=segment is cut[-1]))
+                if progress is not None:
+                    progress(number, len(cut))
         if not fitted:
             _norms_alone(original, converted, parts)
     return Calibration(len(images), len(parts[1]), steps, tuple(fitted), untouched)
