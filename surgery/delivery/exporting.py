@@ -136,7 +136,7 @@ def export(
     ready = optimize(network, example, runtime=form.runtime) if optimized else copy.deepcopy(network)
     text = _text(record, network)
     order = Order(ready.requires_grad_(False), example, batch_size is None, len(tensors_in(expected[0])), text, opset)
-    tolerance = _tolerance(network, inputs[0], expected[0], home.dtype)
+    tolerance = _tolerance(network, inputs[-1], expected[-1], home.dtype)
     found: list[Agreement] = []
 
     def write(temporary: Path) -> None:

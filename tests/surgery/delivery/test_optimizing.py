@@ -20,6 +20,7 @@ from torchvision.ops import StochasticDepth
 import chansurg
 from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.recipes.slimconv.layer import SlimConv
+from chansurg.surgery.delivery import folding
 from chansurg.surgery.delivery.optimizing import RUNTIMES, Optimization, optimization_of
 from chansurg.surgery.layer import RecipeLayer, Target
 
@@ -241,3 +242,17 @@ def test_layouts_and_what_there_is_not() -> None:
         chansurg.optimize(model, torch.randn(1, 5, 32, 32))
     with pytest.raises(chansurg.InputError, match="wrapped"):
         chansurg.optimize(nn.DataParallel(model), x)
+
+
+def test_where_folding_is_what_goes_wrong_the_other_steps_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = folding.scale_and_shift
+    monkeypatch.setattr(folding, "scale_and_shift", lambda norm: (real(norm)[0] * 1.001, real(norm)[1]))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), PickOrMix(8, 4, zeta=2)).eval()
+    x = torch.randn(2, 3, 12, 12)
+    made = chansurg.optimize(model, x)
+    assert list(told(made).left) == ["folding"]
+    assert told(made).removed == ("3",)
+    assert list(told(made).forms) == ["4"]
+    assert with_running_statistics(made) == ["1"]
+    assert torch.allclose(outputs(made, x), outputs(model, x), rtol=1e-5, atol=1e-6)
