@@ -19,7 +19,7 @@ from chansurg.surgery.counting import count
 from chansurg.surgery.drift import HELD_OUT, IMAGES, NOISE
 from chansurg.surgery.drifting import NOISE_INPUTS, NOISE_MACS, Inputs, Reference, affordable_noise, drift_on, noise, pictures
 from chansurg.surgery.edits import Repeat
-from chansurg.surgery.errors import InputError, Refusal
+from chansurg.surgery.errors import ChansurgError, InputError, Refusal
 from chansurg.surgery.files.provenance import attach, record_of, refuse_wrapped, with_input_size
 from chansurg.surgery.files.weights_digest import tensor_digests, weights_digest
 from chansurg.surgery.images.opening import opened
@@ -31,7 +31,7 @@ from chansurg.surgery.selecting.cutting import Cutting, Progress
 from chansurg.surgery.selecting.limits import Limits
 from chansurg.surgery.selecting.patterns import named
 from chansurg.surgery.selecting.trials import Trials
-from chansurg.surgery.statistics import measure
+from chansurg.surgery.statistics import Statistics, measure
 from chansurg.surgery.survey import survey
 from chansurg.surgery.survey.landmarks import landmarks
 
@@ -95,7 +95,7 @@ def plan(
     images = opened(calibrate, record.preprocessing, samples, seed)
     surveyed = survey(model, record.preprocessing.input_size)
     if images is not None:
-        surveyed.statistics = measure(model, pictures(images.divided()[0]).batches(), seed=seed)
+        surveyed.statistics = _measured(model, images.divided()[0], seed)
     made = found.plan(surveyed, values, EVERY)
     choice, by_name = None, EVERY
     if made.edits and (only or skip):
@@ -113,6 +113,20 @@ def plan(
     if not made.edits:
         raise _nothing(made)
     return made
+
+
+def _measured(model: nn.Module, images: Unlabelled, seed: int) -> Statistics:
+    try:
+        return measure(model, pictures(images).batches(), seed=seed)
+    except ChansurgError:
+        raise
+    except Exception as error:  # a network may fail in any way it likes
+        raise InputError(
+            f"The network does not run on the images: {(str(error) or type(error).__name__).splitlines()[0]}",
+            where=f"{type(model).__name__}, on images of {images.where}",
+            not_done="Nothing was converted.",
+            to_do="Pass the input size with --input-size C,H,W, or convert without --calibrate.",
+        ) from error
 
 
 def _nothing(made: Plan) -> Refusal:

@@ -112,6 +112,11 @@ def test_a_network_that_does_not_run_is_told_and_converts_all_the_same() -> None
     assert told.outputs is None
 
 
+def test_a_network_that_does_not_run_cannot_be_calibrated(folder: Path) -> None:
+    with pytest.raises(chansurg.InputError, match="does not run on the images: no numbers today"):
+        chansurg.convert(Rude(), "pix", mode="downscale", calibrate=folder, samples=4, input_size=SIZE)
+
+
 def test_outputs_that_are_not_finite_have_no_number() -> None:
     found = drift(network(), changed(network(), "fc.weight", math.inf), input_size=SIZE)
     assert found.outputs is None
