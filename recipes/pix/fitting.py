@@ -20,7 +20,7 @@ from chansurg.surgery.demand import Demand
 ROUNDS = 100
 LEAST = 1e-6
 """Of what is given already: swaps that add less are left."""
-_WORK = 5e9
+_WORK = 2.5e9
 """Multiplications after which no further round is begun: a round takes the cube of the channels."""
 _AT_ONCE = 1 << 21  # numbers of a batch of pairs
 

@@ -36,7 +36,7 @@ def given(demand: Demand, weights: Tensor, folds: int) -> float:
     return float(demand.given(functions))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("folds", [2, 4])
 def test_the_attention_gives_more_than_weights_that_are_alike_or_drawn(seed: int, folds: int) -> None:
     top, bottom = demand(seed), demand(seed + 10)
@@ -70,7 +70,7 @@ def with_statistics(network: nn.Module) -> Survey:
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"k": "8/3"}, {"paths": 3}, {"weights": "shuffled"}, {"weights": "flipped"}, {"weights": "plain"}])
+@pytest.mark.parametrize("options", [{"k": "8/3"}, {"paths": 3}, {"weights": "shuffled"}, {"weights": "flipped"}])
 def test_a_conversion_with_data_runs_repeats_and_is_read_back(options: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = chansurg.load("networks.small:small", input_size=(16,))
