@@ -27,23 +27,22 @@ def test_the_document_says_what_was_written_and_how_far_it_is_from_the_model(cli
 
 
 def test_what_is_shown_and_that_no_file_is_replaced_unasked(cli: Cli, resnet20: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    shown = cli("export", resnet20, "-o", "r20.onnx", "--no-optimize", "-v")
+    shown = cli("export", resnet20, "--format", "pt2", "-o", "r20.pt2", "--no-optimize", "-v")
     assert shown.code == 0, shown.err
     assert "Bx3x32x32 float32" in shown.out
     assert "largest difference from the model, relative" in shown.out
     assert "run on 1, 2 and 5 random images" in shown.out
     assert "optimised" not in shown.out
-    first = (tmp_path / "r20.onnx").read_bytes()
-    again = cli("export", resnet20, "-o", "r20.onnx")
+    first = (tmp_path / "r20.pt2").read_bytes()
+    again = cli("export", resnet20, "--format", "pt2", "-o", "r20.pt2")
     assert again.code == 2
     assert "--force" in again.err
-    assert (tmp_path / "r20.onnx").read_bytes() == first
-    forced = cli("export", resnet20, "-o", "r20.onnx", "--force", "-q")
+    assert (tmp_path / "r20.pt2").read_bytes() == first
+    forced = cli("export", resnet20, "--format", "pt2", "-o", "r20.pt2", "--force", "-q")
     assert forced.code == 0
-    assert forced.out.startswith("r20.onnx  relative error ")
-    assert (tmp_path / "r20.onnx").read_bytes() != first
-    assert [path.name for path in tmp_path.iterdir()] == ["r20.onnx"]
+    assert forced.out.startswith("r20.pt2  relative error ")
+    assert (tmp_path / "r20.pt2").read_bytes() != first
+    assert [path.name for path in tmp_path.iterdir()] == ["r20.pt2"]
 
 
 @pytest.mark.parametrize(

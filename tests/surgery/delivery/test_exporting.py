@@ -79,6 +79,7 @@ def test_a_sliced_network_and_the_network_as_it_is(plain: nn.Module, tmp_path: P
     sliced = chansurg.slice(gated, input_size=SIZE)
     for network, optimized in ((sliced, True), (plain, False)):
         written = chansurg.export(network, tmp_path / f"{optimized}.onnx", input_size=SIZE, optimized=optimized)
+        assert written.opset == 18
         assert (written.optimization is not None) is optimized
         assert torch.allclose(run_onnx(written.output, images(3)), outputs(network, images(3)), rtol=1e-4, atol=1e-5)
     assert [entry.kind for entry in chansurg.exported_record(tmp_path / "True.onnx").journal] == ["convert", "slice"]
@@ -99,6 +100,15 @@ def test_an_archive_of_torch_runs_with_any_number_of_images_and_carries_the_jour
     assert [entry.name for entry in tmp_path.iterdir()] == ["network.pt2"]
     with zipfile.ZipFile(path) as archive:
         assert not [name for name in archive.namelist() if str(Path.cwd()).encode() in archive.read(name)]
+
+
+def test_the_same_network_gives_the_same_bytes(plain: nn.Module, tmp_path: Path) -> None:
+    written = []
+    for format in ("pt2", "pt2", "onnx", "onnx"):
+        chansurg.export(plain, tmp_path / "network", format, input_size=(3, 12, 12))
+        written.append((tmp_path / "network").read_bytes())
+    assert written[0] == written[1]
+    assert written[2] == written[3]
 
 
 def test_code_compiled_ahead_of_time_runs_and_carries_the_journal(plain: nn.Module, tmp_path: Path) -> None:
