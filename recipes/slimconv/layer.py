@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from chansurg.recipes.slimconv.options import PATHS, RATIO, WEIGHTS
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.layer import RecipeLayer, Target
+from chansurg.surgery.layer import RecipeLayer
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -163,12 +163,6 @@ class SlimConv(RecipeLayer):
         if self.weights in ("both", "shuffled"):
             bottom = w.flip(1) if self.weights == "both" else self._interleaved(w)
         return [top, bottom] if self.third is None else [top, bottom, self._interleaved(w)]
-
-    def for_runtime(self, target: Target) -> nn.Module:
-        """See :mod:`chansurg.recipes.slimconv.forms`."""
-        from chansurg.recipes.slimconv.forms import form_for
-
-        return form_for(self, target)
 
     def _interleaved(self, w: Tensor) -> Tensor:
         """The weights with the ``m`` runs dealt out in turn."""
