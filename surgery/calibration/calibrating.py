@@ -19,7 +19,7 @@ from chansurg.surgery.calibration.kept import Kept
 from chansurg.surgery.calibration.norms import norms_in, reestimate, settle
 from chansurg.surgery.calibration.playing import Carried, Player, Source, error
 from chansurg.surgery.calibration.reconstruction import Reconstruction
-from chansurg.surgery.calibration.refining import BATCH
+from chansurg.surgery.calibration.refining import images_a_step
 from chansurg.surgery.calibration.refining import refine as refine_segment
 from chansurg.surgery.calibration.segments import Segment, segments
 from chansurg.surgery.calibration.units import units
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 EQUAL = 1e-5
 """A segment whose relative error is no larger computes what the original's does, up to rounding."""
 STEPS = 200
-REFINING_MACS = 2e13
+REFINING_MACS = 6e12
 """Steps of each segment where nothing else is said, and multiply-accumulates that all of them may take together."""
 
 
@@ -111,7 +111,7 @@ def calibrate(
         converted: the network after it, with its record.
         images: images of the kind that the network was trained on.
         refine: steps of block-wise distillation behind the closed forms; 0 for closed forms alone. ``None`` takes 200, or as many as
-            2e13 multiply-accumulates allow.
+            6e12 multiply-accumulates allow.
         seed: draws positions and batches.
         progress: told how many segments of a region are done, and of how many.
 
@@ -132,7 +132,7 @@ def calibrate(
             if not cut:
                 untouched[ours.path or "(the network)"] = "nothing in it could be matched with the original"
                 continue
-            run = _Run((original, converted), (theirs, ours), parts, kept, steps, seed)
+            run = _Run((original, converted), (theirs, ours), parts, kept, (steps, images_a_step(size)), seed)
             for number, segment in enumerate(cut, 1):
                 fitted.append(run.fit(segment, last=segment is cut[-1]))
                 if progress is not None:
@@ -144,7 +144,7 @@ def calibrate(
 
 def _affordable(record: Record) -> int:
     macs = record.journal[-1].after.get("macs", 0) if record.journal else 0
-    return int(min(STEPS, REFINING_MACS // max(1, 3 * BATCH * macs)))
+    return int(min(STEPS, REFINING_MACS // max(1, 3 * images_a_step(record.preprocessing.input_size) * macs)))
 
 
 def _regions(original: Survey, converted: Survey) -> Iterator[tuple[Region, Region]]:
@@ -163,13 +163,13 @@ class _Run:
         regions: tuple[Region, Region],
         images: tuple[Unlabelled, Unlabelled],
         kept: Kept,
-        steps: int,
+        training: tuple[int, int],
         seed: int,
     ) -> None:
         self._network = networks[1]
         self._regions = regions
         self._kept = kept
-        self._steps = steps
+        self._steps, self._batch = training
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
         self._players = Player(networks[0], regions[0]), Player(networks[1], regions[1])
@@ -196,11 +196,11 @@ class _Run:
             work = Reconstruction(self._network, self._players, segment, self._fitting, self._judging, self._seed)
             found = units(self._network, self._regions[0], segment, self._kept)
             layers = tuple(unit.path for unit in found if unit.path in own and unit.norm_path in {*own, None} and work.fit(unit))
-            layers = layers if layers and best.keep() else ()
+            layers = layers if best.keep() else ()
             solved = best.error
             if self._steps:
                 parameters = list({id(p): p for module in modules for p in module.parameters() if p.is_floating_point()}.values())
-                refine_segment(self._players[1], segment, parameters, self._fitting, self._steps, self._generator, best.look)
+                refine_segment(self._players[1], segment, parameters, self._fitting, self._steps, self._batch, self._generator, best.look)
                 best.keep()
             refined = best.error
             if norms:

@@ -20,7 +20,14 @@ WARMING_UP = 0.1
 """Share of the steps over which the rate rises; behind that it falls along a cosine to nothing."""
 LOOKS = 8
 """How often the held-out error is looked at."""
-BATCH = 64
+LARGEST_BATCH, SMALLEST_BATCH = 64, 8
+BATCH_PIXELS = 64 * 64 * 64
+"""A batch has so many pixels, so that networks for large images take a step with few of them: each has more positions."""
+
+
+def images_a_step(size: Sequence[int]) -> int:
+    """How many images make a batch, for an input ``(C, H, W)``."""
+    return max(SMALLEST_BATCH, min(LARGEST_BATCH, BATCH_PIXELS // (size[-1] * size[-2])))
 
 
 def refine(
@@ -29,6 +36,7 @@ def refine(
     parameters: Sequence[nn.Parameter],
     carried: Carried,
     steps: int,
+    batch: int,
     generator: torch.Generator,
     look: Callable[[], None],
 ) -> None:
@@ -40,6 +48,7 @@ def refine(
         parameters: what may change.
         carried: images to fit on, carried to the segment's beginning.
         steps: optimizer steps.
+        batch: images in each.
         generator: draws batches.
         look: called now and then, and at the end.
     """
@@ -57,7 +66,7 @@ def refine(
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * _rate((step + 1) / steps)
-            chosen = torch.randperm(len(inputs), generator=generator)[:BATCH].to(inputs.device)
+            chosen = torch.randperm(len(inputs), generator=generator)[:batch].to(inputs.device)
             optimizer.zero_grad()
             for few in torch.split(chosen, max(1, at_once // 2)):
                 _backward(player, segment, inputs[few], targets[few], scale * len(chosen))

@@ -3,7 +3,8 @@
 A cut is a tensor that all that comes later depends on, and on nothing else: the end of a block, a map between two plain layers. Surgery
 keeps the names of calls, so a cut of one network is found in the other; a block's end is the same block's end even where a layer of a
 recipe has taken the addition's place. A block that works on few channels can do little by itself, so it makes one segment with the block
-before it.
+before it; and what goes into the last layer of all matters only as far as it shows in the output, so that layer makes one with what comes
+before it too.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ def segments(original: Survey, converted: Survey, theirs: Region, ours: Region, 
             continue
         last = number == len(places) - 1
         following = None if last else places[number + 1][0]
-        if following is not None and not _has_layers(ours, mine, following):
+        if following is not None and not _layers_between(ours, mine, following):
             continue  # the cut behind what works on single elements is the better one
-        if not last and any(block.entry is mine for block in thin):
+        if not last and (any(block.entry is mine for block in thin) or _layers_between(ours, mine, places[-1][0]) == 1):
             continue
         selection = kept.at(theirs, its, mine)
         if selection is None:
@@ -169,8 +170,8 @@ def _part(region: Region, entry: fx.Node, exit_node: fx.Node) -> Part:
     return Part(entry, exit_node, tuple(node for node in region.nodes if node in wanted and node.op not in ("placeholder", "output")))
 
 
-def _has_layers(region: Region, first: fx.Node, last: fx.Node) -> bool:
-    return any(is_layer(node) for node in _part(region, first, last).nodes)
+def _layers_between(region: Region, first: fx.Node, last: fx.Node) -> int:
+    return sum(1 for node in _part(region, first, last).nodes if is_layer(node))
 
 
 def is_layer(node: fx.Node) -> bool:

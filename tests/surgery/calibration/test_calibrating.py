@@ -78,7 +78,7 @@ def test_what_a_copy_of_the_lost_channels_knows_is_recovered_exactly(pictures: P
     assert gap(network, converted, images) > 0.1
     told = calibrate(network, converted, images, refine=0)
     assert gap(network, converted, images) < 1e-2
-    assert [segment.layers for segment in told.segments] == [(), ("2",)]
+    assert [segment.layers for segment in told.segments] == [("2",)]
 
 
 @pytest.mark.parametrize("refine", [0, 5])
@@ -106,12 +106,11 @@ def test_only_what_lies_behind_a_change_is_touched(pictures: Pictures) -> None:
 def test_the_same_seed_gives_the_same_bytes(pictures: Pictures) -> None:
     network = trained(build_cifar("resnet20"))
     converted = chansurg.convert(network, "slimconv", input_size=(3, SIDE, SIDE), k="4/3")
-    runs = [copy.deepcopy(converted) for _ in range(3)]
-    told = [calibrate(network, run, pictures(32, SIDE), refine=3, seed=seed) for run, seed in zip(runs, (1, 1, 2), strict=True)]
-    first, again, other = map(state, runs)
+    runs = [copy.deepcopy(converted) for _ in range(2)]
+    told = [calibrate(network, run, pictures(32, SIDE), refine=3, seed=1) for run in runs]
+    first, again = map(state, runs)
     assert told[0] == told[1]
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_little_memory_means_fewer_images_where_maps_are_large(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
