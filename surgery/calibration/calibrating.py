@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from chansurg.surgery.calibration.kept import Kept
 from chansurg.surgery.calibration.norms import norms_in, reestimate, settle
-from chansurg.surgery.calibration.playing import Carried, Player, Source, error
+from chansurg.surgery.calibration.playing import LARGEST_BATCH, Carried, Player, Source, error
 from chansurg.surgery.calibration.reconstruction import Reconstruction
 from chansurg.surgery.calibration.refining import images_a_step
 from chansurg.surgery.calibration.refining import refine as refine_segment
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 EQUAL = 1e-5
 """A segment whose relative error is no larger computes what the original's does, up to rounding."""
+SOLVING_MACS = 2.5e12
+"""Multiply-accumulates that closed forms may take, about; fewer images are taken where a network is large."""
 STEPS = 200
 REFINING_MACS = 6e12
 """Steps of each segment where nothing else is said, and multiply-accumulates that all of them may take together."""
@@ -132,7 +134,7 @@ def calibrate(
             if not cut:
                 untouched[ours.path or "(the network)"] = "nothing in it could be matched with the original"
                 continue
-            run = _Run((original, converted), (theirs, ours), parts, kept, (steps, images_a_step(size)), seed)
+            run = _Run((original, converted), (theirs, ours), parts, kept, (steps, images_a_step(size)), _solvable(record), seed)
             for number, segment in enumerate(cut, 1):
                 fitted.append(run.fit(segment, last=segment is cut[-1]))
                 if progress is not None:
@@ -145,6 +147,13 @@ def calibrate(
 def _affordable(record: Record) -> int:
     macs = record.journal[-1].after.get("macs", 0) if record.journal else 0
     return int(min(STEPS, REFINING_MACS // max(1, 3 * images_a_step(record.preprocessing.input_size) * macs)))
+
+
+def _solvable(record: Record) -> int:
+    """How many images closed forms may be taken from: each runs through most of both networks for every layer of a segment."""
+    entry = record.journal[-1] if record.journal else None
+    macs = 0 if entry is None else entry.before.get("macs", 0) + entry.after.get("macs", 0)
+    return int(max(LARGEST_BATCH, SOLVING_MACS // max(1, 2 * macs)))
 
 
 def _regions(original: Survey, converted: Survey) -> Iterator[tuple[Region, Region]]:
@@ -164,6 +173,7 @@ class _Run:
         images: tuple[Unlabelled, Unlabelled],
         kept: Kept,
         training: tuple[int, int],
+        solving: int,
         seed: int,
     ) -> None:
         self._network = networks[1]
@@ -175,7 +185,8 @@ class _Run:
         self._players = Player(networks[0], regions[0]), Player(networks[1], regions[1])
         shares = 1 - 1 / HELD_OUT, 1 / HELD_OUT
         self._fitting, self._judging = (
-            Carried(*self._players, _sources(networks, regions, part), len(part), share) for part, share in zip(images, shares, strict=True)
+            Carried(*self._players, _sources(networks, regions, part), len(part), share, solving)
+            for part, share in zip(images, shares, strict=True)
         )
 
     def fit(self, segment: Segment, *, last: bool) -> Fitted:
@@ -228,9 +239,9 @@ class _Run:
         return error(self._players[1], segment, self._judging)
 
     def _play(self, segment: Segment) -> None:
-        several = len(self._fitting.ours) > 1
-        for x in self._fitting.ours:
-            if len(x) > 1 or not several:
+        batches = self._fitting.solving()
+        for _, x in batches:
+            if len(x) > 1 or len(batches) == 1:
                 self._players[1].output(segment.converted, x)
 
 

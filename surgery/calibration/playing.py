@@ -83,6 +83,7 @@ class Carried:
         sources: inputs of the region in the original, and in the converted network.
         count: how many images there are.
         share: the part of :data:`BYTES` that is theirs.
+        solving: how many of them statistics and closed forms are taken from, at most.
 
     Attributes:
         theirs: what the original has at the cut, one tensor for each batch.
@@ -90,11 +91,12 @@ class Carried:
         targets: what the original has at the end of the present segment, with the channels that the converted network has there.
     """
 
-    def __init__(self, original: Player, converted: Player, sources: tuple[Source, Source], count: int, share: float) -> None:
+    def __init__(self, original: Player, converted: Player, sources: tuple[Source, Source], count: int, share: float, solving: int) -> None:
         self._players = original, converted
         self._sources = sources
         self._count = count
         self._bytes = BYTES * share
+        self._solving = solving
         self._passed: list[Segment] = []
         self._reached = 0
         self.theirs: list[Tensor] = []
@@ -106,6 +108,16 @@ class Carried:
     def images(self) -> int:
         """How many images are carried."""
         return self._reached
+
+    def solving(self) -> list[tuple[Tensor, Tensor]]:
+        """What each network has at the cut, batch by batch, of as many images as statistics and closed forms are taken from."""
+        found: list[tuple[Tensor, Tensor]] = []
+        taken = 0
+        for theirs, ours in zip(self.theirs, self.ours, strict=True):
+            if taken < self._solving:
+                found.append((theirs, ours))
+                taken += len(ours)
+        return found
 
     def begin(self, segment: Segment) -> None:
         """Carry as many images as fit to the segment's beginning, and see what the original makes of them at its end."""

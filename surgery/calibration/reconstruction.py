@@ -80,18 +80,19 @@ class Reconstruction:
         return True
 
     def _play(self, unit: Unit) -> None:
-        carried, several = self._carried[0], len(self._carried[0].ours) > 1
-        for x in carried.ours:
-            if len(x) > 1 or not several:
+        batches = self._carried[0].solving()
+        for _, x in batches:
+            if len(x) > 1 or len(batches) == 1:
                 self._players[1].run(self._segment.converted, x, until=unit.node)
 
     def _moments(self, unit: Unit, carried: Carried) -> list[Moments]:
         """Of each of the unit's layers, with its part of the target."""
         found = [Moments(*shape_of_layer(layer)) for layer in unit.layers]
         rows = max(LEAST_ROWS, ROWS_A_COLUMN * max(shape_of_layer(layer)[1] for layer in unit.layers))
-        positions = max(1, -(-rows // max(1, carried.images)))
+        batches = carried.solving()
+        positions = max(1, -(-rows // max(1, sum(len(ours) for _, ours in batches))))
         generator = torch.Generator().manual_seed(self._seed)
-        for theirs, ours in zip(carried.theirs, carried.ours, strict=True):
+        for theirs, ours in batches:
             wanted = self._players[0].run(self._segment.original, theirs, (unit.target,), unit.target)[unit.target]
             wanted = select(wanted, unit.channels, unit.axis)
             keep = () if unit.less is None else (unit.less,)
