@@ -81,9 +81,10 @@ def convert(
     network = read_model(report, model, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
 
     import chansurg
-    from chansurg.surgery.converting import SAMPLES
+    from chansurg.surgery.converting import SAMPLES, check_refine
     from chansurg.surgery.images.opening import opened
 
+    check_refine(refine, calibrate)
     images = opened(calibrate, chansurg.record_of(network).preprocessing, SAMPLES if samples is None else samples, seed)
     began = time.perf_counter()
     with report.progress("where to cut", "trials") if limits else nullcontext() as progress:

@@ -72,8 +72,9 @@ def plan(
             torchvision's, or what :func:`~chansurg.surgery.images.unlabelled.open_unlabelled` gives. The recipe then chooses by what the
             layers see.
         samples: how many of them are taken.
-        only: patterns of sites' paths, as :mod:`chansurg.surgery.selecting.patterns` reads them; no other site is converted.
-        skip: patterns of sites' paths that are left as they are.
+        only: patterns of sites' paths, as :mod:`chansurg.surgery.selecting.patterns` reads them; no other site is converted. A single
+            string is one pattern.
+        skip: likewise, of sites that are left as they are.
         max_blocks: convert so many sites at most, those that drift least for what they save (:mod:`chansurg.surgery.selecting.cutting`).
         target_macs: convert as many sites as bring the multiply-accumulates down to this share of the original's.
         keep_drift: convert as many sites as keep the relative error of the outputs within this bound.
@@ -90,6 +91,7 @@ def plan(
     refuse_wrapped(model)
     found = find_recipe(recipe)
     values = found.options(options)
+    only, skip = ((patterns,) if isinstance(patterns, str) else patterns for patterns in (only, skip))
     limits = Limits(max_blocks, target_macs, keep_drift)
     record = with_input_size(record_of(model), input_size)
     images = opened(calibrate, record.preprocessing, samples, seed)
@@ -179,8 +181,13 @@ def _check_growth(made: Plan, limits: Limits) -> None:
         )
 
 
-def _check_refine(refine: int | None, calibrate: object) -> None:
-    if refine is not None and (calibrate is None or isinstance(refine, bool) or refine < 0):
+def check_refine(refine: int | None, calibrate: object) -> None:
+    """Refuse steps of refining without images, and what is no number of steps.
+
+    Raises:
+        InputError: for either.
+    """
+    if refine is not None and (calibrate is None or type(refine) is not int or refine < 0):
         raise InputError(
             "Refining needs images to refine with." if calibrate is None else f"{refine!r:.80} is no number of steps.",
             where="option --refine",
@@ -236,7 +243,7 @@ def apply(
         Refusal: where an edit cannot be made, or the converted network would not run or put out something of another shape.
     """
     refuse_wrapped(model)
-    _check_refine(refine, calibrate)
+    check_refine(refine, calibrate)
     record = with_input_size(record_of(model), input_size)
     images = opened(calibrate, record.preprocessing, samples, seed)
     results: dict[str, Any] = {}
@@ -287,7 +294,7 @@ def convert(
     >>> pix = chansurg.convert(resnet50, "pix", zeta=4)              # doctest: +SKIP
     >>> fitted = chansurg.convert(resnet50, "mod", calibrate="imagenet/", keep_drift=0.1)              # doctest: +SKIP
     """
-    _check_refine(refine, calibrate)
+    check_refine(refine, calibrate)
     images = opened(calibrate, with_input_size(record_of(model), input_size).preprocessing, samples, seed)
     made = plan(
         model,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from chansurg.surgery.counting import count
 from chansurg.surgery.drift import IMAGES, NOISE, Drift, ran_on
+from chansurg.surgery.errors import ChansurgError
 from chansurg.surgery.files.provenance import record_of, unwrapped, with_input_size
 from chansurg.surgery.images.opening import opened
 from chansurg.surgery.modes import eval_mode
@@ -130,6 +131,8 @@ class Reference:
         self._failed: Drift | None = None
         try:
             self._runs = [run(network, self._paths, batch) for batch in inputs.batches()]
+        except ChansurgError:
+            raise
         except Exception as error:  # a network may fail in any way it likes
             self._failed = _unmeasured(inputs, error)
 
@@ -149,6 +152,8 @@ def _drift(expected: Iterable[Run], converted: nn.Module, paths: Sequence[str], 
     try:
         for before, batch in zip(expected, inputs.batches(), strict=True):
             gaps.add(before, run(converted, paths, batch))
+    except ChansurgError:
+        raise
     except Exception as error:  # a network may fail in any way it likes
         return _unmeasured(inputs, error)
     return gaps.drift(inputs)

@@ -40,7 +40,7 @@ def slice_norms(layer: nn.Module) -> torch.Tensor | None:
 
 def _numbers(layer: nn.Module) -> torch.Tensor | None:
     weight = getattr(layer, "weight", None)
-    return None if not isinstance(weight, torch.Tensor) or weight.is_meta else weight.detach().float()
+    return None if not isinstance(weight, torch.Tensor) or weight.is_meta else weight.detach().float().cpu()
 
 
 def strongest(norms: Sequence[torch.Tensor | None], width: int, total: int, groups: int) -> Indices:

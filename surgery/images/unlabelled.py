@@ -159,18 +159,15 @@ def _of_library(library: LibraryImages, index: int) -> Image.Image:
 
 
 def _names(tree: ImageTree) -> list[str]:
-    """The images of ``train`` where there is such a folder; else all that lie in no folder for another split."""
-    base, found = "", tree.folders("")
-    if len(found) == 1 and found[0] not in SPLITS:
-        base, found = f"{found[0]}/", tree.folders(found[0])
-    if "train" in found:
-        names = tree.images(f"{base}train")
-    else:
-        others = tuple(f"{base}{name}/" for name in found if name in SPLITS)
-        names = [name for name in tree.images("") if not name.startswith(others)]
+    """The images of folders named ``train``, at any depth, where there are such; else all that lie in no folder for another split."""
+    by_split: dict[str, list[str]] = {}
+    for name in tree.images(""):
+        split = next((folder.lower() for folder in name.split("/")[:-1] if folder.lower() in SPLITS), "")
+        by_split.setdefault(split, []).append(name)
+    names = by_split.get("train") or by_split.get("")
     if names:
         return names
-    evaluating = [name for name in found if name in SPLITS and name != "train"]
+    evaluating = sorted(by_split)
     raise InputError(
         f"Its only images are those of {', '.join(evaluating)}, which results are judged by." if evaluating else "There is no image in it.",
         where=str(tree.path),

@@ -78,7 +78,7 @@ class Cutting:
             return taken
         if limits.keep_drift is None:
             return most
-        kept = self._within(limits.keep_drift, most)
+        kept = self._within(limits.keep_drift)
         if not kept:
             least = min(self._order, key=self._alone)
             raise self._refusal(
@@ -113,9 +113,10 @@ class Cutting:
                 least = others
         return least
 
-    def _within(self, bound: float, most: list[str]) -> list[str]:
-        """As many sites, from the first on, as keep the drift within a bound; none where even the first does not."""
-        if self._stays(most, bound):
+    def _within(self, bound: float) -> list[str]:
+        """As many sites, from the first on, as keep the drift within a bound, without those that break it alone; none where all do."""
+        most = [path for path in self._order if self._stays([path], bound)][: self._limits.max_blocks]
+        if not most or self._stays(most, bound):
             return most
         low, high = 0, len(most)  # the first `low` stay within it, the first `high` do not
         while high - low > 1:
@@ -150,7 +151,8 @@ class Cutting:
             return "it saves nothing" if self._saved[path] <= 0 else "with it the outputs are not finite, or cannot be compared"
         if limits.target_macs is not None:
             return f"{flag('target_macs')} {limits.target_macs:g} is reached without it"
-        if limits.max_blocks is not None and len(taken) == limits.max_blocks:
+        breaks_alone = limits.keep_drift is not None and not self._stays([path], limits.keep_drift)
+        if limits.max_blocks is not None and len(taken) == limits.max_blocks and not breaks_alone:
             return f"{flag('max_blocks')} {limits.max_blocks} leaves it out: others cost less"
         return f"with it the outputs would drift further than {flag('keep_drift')} {limits.keep_drift:g}"
 
@@ -185,7 +187,7 @@ class Cutting:
             )
 
     def _too_far(self, taken: Sequence[str], bound: float) -> Refusal:
-        kept = self._within(bound, self._order[: self._limits.max_blocks])
+        kept = self._within(bound)
         best = f"{self._trials.share(frozenset(kept)):.3f}" if kept else "no site at all"
         return self._refusal(
             f"{flag('target_macs')} {self._limits.target_macs:g} costs a drift of {_number(self._drift(taken))}, "

@@ -30,7 +30,10 @@ class Limits:
     keep_drift: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_blocks is not None and (isinstance(self.max_blocks, bool) or self.max_blocks < 1):
+        for name in ("target_macs", "keep_drift"):
+            if not isinstance(getattr(self, name), float | int | None) or isinstance(getattr(self, name), bool):
+                raise _bad(name, getattr(self, name), "Pass a number.")
+        if self.max_blocks is not None and (type(self.max_blocks) is not int or self.max_blocks < 1):
             raise _bad("max_blocks", self.max_blocks, "Pass a whole number of at least 1.")
         if self.target_macs is not None and not 0 < self.target_macs < 1:
             raise _bad("target_macs", self.target_macs, "Pass a share above 0 and below 1: 0.75 leaves three quarters.")

@@ -254,6 +254,7 @@ def test_a_conversion_that_finds_no_site_says_why_reason_by_reason(cli: Cli, tmp
         (["--recipe", "pix", "--zeta", "two"], "--zeta"),
         (["--recipe", "pix", "--mode", "sideways"], "--mode"),
         (["--recipe", "pix", "--tau", "7"], "--tau"),
+        (["--recipe", "pix", "--calibrate", ".", "--refine", "-1"], "-1 is no number of steps"),
         (["--recipe", "pix", "--mode", "downscale", "--input-size", "0"], "input size"),
         (["--recipe", "pix", "--mode", "downscale", "--input-size", "a,b"], "input size"),
         (["--recipe", "pix", "--mode", "downscale", "--arch", "cifar/resnet56"], "cifar/resnet56"),

@@ -117,6 +117,12 @@ def test_a_network_that_does_not_run_cannot_be_calibrated(folder: Path) -> None:
         chansurg.convert(Rude(), "pix", mode="downscale", calibrate=folder, samples=4, input_size=SIZE)
 
 
+def test_an_image_that_cannot_be_read_is_named(folder: Path) -> None:
+    (folder / "bad.png").write_bytes(b"no image")
+    with pytest.raises(chansurg.InputError, match="cannot be read"):
+        drift(network(), network(), folder, input_size=SIZE)
+
+
 def test_outputs_that_are_not_finite_have_no_number() -> None:
     found = drift(network(), changed(network(), "fc.weight", math.inf), input_size=SIZE)
     assert found.outputs is None

@@ -84,6 +84,22 @@ def test_a_flat_folder_a_wrapped_zip_and_folders_without_splits_serve(tmp_path: 
     assert sorted(open_unlabelled(archive, SMALL).names) == [f"top/train/c{index}/{index}.png" for index in range(4)]
 
 
+@pytest.mark.parametrize(
+    ("folders", "taken"),
+    [
+        (("a/b/c/train", "a/b/c/val"), "a/b/c/train"),
+        (("images/train", "images/val", "labels"), "images/train"),
+        (("Train", "Test"), "Train"),
+        (("kept", "deep/down/valid"), "kept"),
+        (("train/test", "val/train"), "train/test"),
+    ],
+)
+def test_images_for_validation_are_left_out_wherever_they_lie(folders: tuple[str, ...], taken: str, tmp_path: Path) -> None:
+    for number, folder in enumerate(folders):
+        save(tmp_path / folder / "ant" / "0.png", number)
+    assert open_unlabelled(tmp_path, SMALL).names == [f"{taken}/ant/0.png"]
+
+
 def test_too_few_images_are_all_used_and_it_says_so(splits: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         images = open_unlabelled(splits, SMALL, 1000, 0)

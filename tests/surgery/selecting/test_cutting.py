@@ -24,6 +24,9 @@ SITES = {"a": (100, 0.3), "b": (200, 0.2), "c": (50, 0.01), "d": (150, 0.6), "e"
 """What each saves of 1,000, and how far it drifts; in the order of drift for what it saves: c, b, a, d."""
 
 
+WRONG_KINDS: tuple[dict[str, Any], ...] = ({"max_blocks": 1.5}, {"max_blocks": "2"}, {"target_macs": "0.5"}, {"keep_drift": True})
+
+
 class Trials:
     """Trials of sites whose savings and squared drifts add up."""
 
@@ -71,6 +74,7 @@ def taken(choice: Choice) -> str:
         ({"keep_drift": 0.01}, "c"),
         ({"keep_drift": 0.2}, "c"),
         ({"keep_drift": 0.21}, "cb"),
+        ({"keep_drift": 0.25, "max_blocks": 2}, "cb"),
         ({"keep_drift": 9.0}, "cbad"),
         ({"keep_drift": 9.0, "max_blocks": 2}, "cb"),
         ({"target_macs": 0.95}, "c"),
@@ -92,6 +96,14 @@ def test_the_cheapest_sites_are_taken(limits: dict[str, Any], sites: str) -> Non
     assert not choice.sites[-1].taken
 
 
+def test_a_site_that_breaks_the_bound_alone_stands_in_nobody_s_way() -> None:
+    sites = {"a": (900, 0.3), "b": (10, 0.05), "c": (10, 0.06)}  # in the order of drift for what it saves
+    assert taken(cut(sites, keep_drift=0.1)) == "bc"
+    choice = cut(sites, keep_drift=0.1, max_blocks=1)
+    assert taken(choice) == "b"
+    assert ["further" in site.reason for site in choice.sites] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("limits", "told"),
     [
@@ -111,7 +123,7 @@ def test_impossible_limits_are_refused_with_the_best_there_is(limits: dict[str, 
 def test_a_target_that_is_met_and_limits_out_of_range() -> None:
     with pytest.raises(chansurg.InputError, match=r"is met: the network costs 0\.500"):
         cut(target_macs=0.6, at_first=2000)
-    for limits in ({"max_blocks": 0}, {"max_blocks": True}, {"target_macs": 1.0}, {"target_macs": 0.0}, {"keep_drift": -0.1}):
+    for limits in ({"max_blocks": 0}, {"max_blocks": True}, {"target_macs": 1.0}, {"target_macs": 0.0}, {"keep_drift": -0.1}, *WRONG_KINDS):
         with pytest.raises(chansurg.InputError, match="is not a value of --"):
             Limits(**limits)  # type: ignore[arg-type]
     with pytest.raises(chansurg.InputError):
