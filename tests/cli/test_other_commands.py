@@ -202,7 +202,8 @@ def test_history_tells_what_training_and_slicing_came_to(cli: Cli) -> None:
     golden = Path(__file__).parents[1] / "golden" / "pcs-schema2.safetensors"
     out = cli("history", golden).out
     assert "all others kept" in out, "its schema did not count them"
-    assert "2. finetune --augment none --batch-size 4 --distill-blocks 0.0 --epochs 4 --teacher " in out, "settings at their defaults are left out"
+    settings = "--augment none --batch-size 4 --distill-blocks 0.0 --epochs 4 --teacher "
+    assert f"2. finetune {settings}" in out, "settings at their defaults are left out"
     assert "4 epochs, 12 steps, 12 images; top-1 33.33 % on val" in out
     assert "checked on 21 images; largest difference from the masked model" in out
 
