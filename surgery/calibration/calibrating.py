@@ -8,6 +8,8 @@ was, and one that is the original's function already is left as it is, bit for b
 from __future__ import annotations
 
 import logging
+import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +23,9 @@ from chansurg.surgery.calibration.playing import LARGEST_BATCH, Carried, Player,
 from chansurg.surgery.calibration.reconstruction import Reconstruction
 from chansurg.surgery.calibration.refining import images_a_step
 from chansurg.surgery.calibration.refining import refine as refine_segment
-from chansurg.surgery.calibration.segments import Segment, segments
+from chansurg.surgery.calibration.segments import Segment, is_constant, segments
 from chansurg.surgery.calibration.units import units
+from chansurg.surgery.drifting import drift_on, pictures
 from chansurg.surgery.files.provenance import record_of
 from chansurg.surgery.images.unlabelled import HELD_OUT, Unlabelled
 from chansurg.surgery.journal import Record
@@ -64,8 +67,9 @@ class Fitted:
     norms: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return {**vars(self), "layers": list(self.layers)}
+        """JSON values; an error that is not finite is null."""
+        values = {**vars(self), "layers": list(self.layers)}
+        return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,9 @@ def calibrate(
     untouched: dict[str, str] = {path or "(the network)": reason for path, reason in surveys[1].untraced.items()}
     with eval_mode(original), eval_mode(converted), torch.no_grad():
         for theirs, ours in _regions(*surveys):
+            if (calls := surveys[1].observed.get(ours.path, 0)) > 1:
+                untouched[ours.path] = f"it is called {calls} times"
+                continue
             cut = segments(*surveys, theirs, ours, kept)
             if not cut:
                 untouched[ours.path or "(the network)"] = "nothing in it could be matched with the original"
@@ -227,22 +234,23 @@ class _Run:
     def _own(self, segment: Segment) -> dict[str, nn.Module]:
         """The modules that the segment alone calls, by path, as far as they share no tensor with what lies outside of it."""
         part = set(segment.converted.nodes)
+        root = self._network.get_submodule(self._regions[1].path)
+        targets = [str(node.target) for node in self._regions[1].nodes if node.op == "get_attr" and not part.issuperset(node.users)]
         calls = [(path_of(node), node in part) for node in self._regions[1].nodes if node.op == "call_module"]
         elsewhere = {path for path, inside in calls if not inside}
         inside = {path: self._network.get_submodule(path) for path, called in calls if called and path not in elsewhere}
         below = {id(module) for found in inside.values() for module in found.modules()}
         others = [module for module in self._network.modules() if id(module) not in below]
         foreign = {id(tensor) for module in others for tensor in (*module._parameters.values(), *module._buffers.values())}
+        foreign |= {id(operator.attrgetter(target)(root)) for target in targets if not is_constant(target)}
         return {path: found for path, found in inside.items() if foreign.isdisjoint(map(id, (*found.parameters(), *found.buffers())))}
 
     def _error(self, segment: Segment) -> float:
         return error(self._players[1], segment, self._judging)
 
     def _play(self, segment: Segment) -> None:
-        batches = self._fitting.solving()
-        for _, x in batches:
-            if len(x) > 1 or len(batches) == 1:
-                self._players[1].output(segment.converted, x)
+        for x in self._fitting.telling():
+            self._players[1].output(segment.converted, x)
 
 
 class _Best:
@@ -280,19 +288,23 @@ def _sources(networks: tuple[nn.Module, nn.Module], regions: tuple[Region, Regio
     """What goes into a region of each network: the images themselves, or what a module below gets of them."""
     place = next(networks[1].parameters(), torch.empty(0))
 
-    def pictures(start: int, stop: int) -> Tensor:
+    def decoded(start: int, stop: int) -> Tensor:
         return next(images.between(start, stop).batches(stop - start, place.device)).to(place.dtype)
 
     def inside(network: nn.Module, path: str) -> Source:
         if not path:
-            return pictures
+            return decoded
         module = network.get_submodule(path)
 
         def taken(start: int, stop: int) -> Tensor:
             seen: list[Tensor] = []
-            handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+
+            def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                seen.append(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).clone())
+
+            handle = module.register_forward_pre_hook(see, with_kwargs=True)
             try:
-                network(pictures(start, stop))
+                network(decoded(start, stop))
             finally:
                 handle.remove()
             return seen[0]
@@ -308,16 +320,15 @@ def _norms_alone(original: nn.Module, converted: nn.Module, images: tuple[Unlabe
     if not norms:
         return
     place = next(converted.parameters())
+    held_out = pictures(images[1])
 
     def play() -> None:
         for batch in images[0].batches(32, place.device):
             converted(batch.to(place.dtype))
 
     def apart() -> float:
-        gaps = [
-            (converted(x) - original(x)).square().sum() for batch in images[1].batches(32, place.device) for x in [batch.to(place.dtype)]
-        ]
-        return float(torch.stack(gaps).sum())
+        gap = drift_on(original, converted, (), held_out).outputs
+        return math.inf if gap is None else gap
 
     best = _Best([converted], apart(), apart)
     reestimate(norms, play)

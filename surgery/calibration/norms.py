@@ -44,7 +44,7 @@ def reestimate(norms: Sequence[BatchNorm], play: Callable[[], None]) -> None:
 
     Args:
         norms: in eval mode.
-        play: runs all batches through the norms; a batch of one value a channel has no statistics.
+        play: runs all batches through the norms; a batch of one value a channel has no statistics, and is left out.
     """
     before = [(norm.momentum, norm.num_batches_tracked.clone() if norm.num_batches_tracked is not None else None) for norm in norms]
     for norm in norms:
@@ -52,14 +52,21 @@ def reestimate(norms: Sequence[BatchNorm], play: Callable[[], None]) -> None:
         norm.momentum = None
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.zero_()
+    handles = [norm.register_forward_pre_hook(_take_in_what_has_statistics) for norm in norms]
     try:
         play()
     finally:
+        for handle in handles:
+            handle.remove()
         for norm, (momentum, batches) in zip(norms, before, strict=True):
             norm.eval()
             norm.momentum = momentum
             if batches is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(batches)
+
+
+def _take_in_what_has_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    norm.training = inputs[0].numel() > inputs[0].shape[1]
 
 
 def settle(norms: Sequence[BatchNorm], play: Callable[[], None]) -> None:

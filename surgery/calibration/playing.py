@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from chansurg.surgery.calibration.segments import Part, Segment
+from chansurg.surgery.calibration.segments import Part, Segment, is_constant
 from chansurg.surgery.survey.kinds import shape_of
 from chansurg.surgery.survey.regions import GraphPlayer, Region
 
@@ -28,6 +28,18 @@ Source = Callable[[int, int], Tensor]
 """Inputs of a region, of the images from one number to another."""
 
 
+class _Graph(GraphPlayer):
+    """Runs a region's graph on real modules; tensors that the code itself makes are the trace's."""
+
+    def __init__(self, root: nn.Module, region: Region) -> None:
+        super().__init__(root, garbage_collect_values=False, graph=region.graph)
+        self._traced = region.root
+
+    def fetch_attr(self, target: str) -> Any:
+        """A parameter, a buffer, or what the trace made of a constant."""
+        return getattr(self._traced, target) if is_constant(target) else super().fetch_attr(target)
+
+
 class Player:
     """One network's region, run on real tensors in eval mode.
 
@@ -37,8 +49,7 @@ class Player:
     """
 
     def __init__(self, network: nn.Module, region: Region) -> None:
-        root = network.get_submodule(region.path)
-        self._graph = GraphPlayer(root, garbage_collect_values=False, graph=region.graph)
+        self._graph = _Graph(network.get_submodule(region.path), region)
 
     def run(self, part: Part, x: Tensor, keep: Collection[fx.Node] = (), until: fx.Node | None = None) -> dict[fx.Node, Tensor]:
         """What ``keep`` and the part's exit compute from ``x``, the output of its entry.
@@ -118,6 +129,11 @@ class Carried:
                 found.append((theirs, ours))
                 taken += len(ours)
         return found
+
+    def telling(self) -> list[Tensor]:
+        """What the converted network has there of those, for norms; without a single image that is left over from larger batches."""
+        batches = [ours for _, ours in self.solving()]
+        return [batch for batch in batches if len(batch) > 1] or batches
 
     def begin(self, segment: Segment) -> None:
         """Carry as many images as fit to the segment's beginning, and see what the original makes of them at its end."""

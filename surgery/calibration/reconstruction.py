@@ -80,10 +80,8 @@ class Reconstruction:
         return True
 
     def _play(self, unit: Unit) -> None:
-        batches = self._carried[0].solving()
-        for _, x in batches:
-            if len(x) > 1 or len(batches) == 1:
-                self._players[1].run(self._segment.converted, x, until=unit.node)
+        for x in self._carried[0].telling():
+            self._players[1].run(self._segment.converted, x, until=unit.node)
 
     def _moments(self, unit: Unit, carried: Carried) -> list[Moments]:
         """Of each of the unit's layers, with its part of the target."""

@@ -84,6 +84,9 @@ def segments(original: Survey, converted: Survey, theirs: Region, ours: Region, 
     begin: tuple[fx.Node, fx.Node] | None = None
     known = {ours_: theirs_ for ours_, theirs_ in partners.items() if ours_ in our_cuts and theirs_ in their_cuts}
     places = [(mine, known[mine]) for mine in our_cuts if mine in known]
+    # With several inputs, none of them is all that a region starts from; and what was traced without numbers cannot be run on some.
+    if not places or places[0][0].op != "placeholder" or any(map(_is_without_numbers, (theirs, ours))):
+        return []
     for number, (mine, its) in enumerate(places):
         if begin is None:
             begin = its, mine
@@ -114,13 +117,25 @@ def _partners(original: Survey, converted: Survey, theirs: Region, ours: Region)
     for path, exits in ends[1].items():
         if len(exits) == len(ends[0].get(path, ())):
             partners.update(zip(exits, ends[0][path], strict=True))
-    inputs = [[node for node in region.nodes if node.op == "placeholder"] for region in (ours, theirs)]
+    # Arguments that are no tensors have no shape, and their values are written into the graph.
+    inputs = [[node for node in region.nodes if node.op == "placeholder" and shape_of(node) is not None] for region in (ours, theirs)]
     if len(inputs[0]) == len(inputs[1]) == 1:
         partners[inputs[0][0]] = inputs[1][0]
     outputs = [_output(region) for region in (ours, theirs)]
     if outputs[0] is not None and outputs[1] is not None:
         partners[outputs[0]] = outputs[1]
     return partners
+
+
+def is_constant(target: str) -> bool:
+    """Whether a graph reads a tensor that its code makes, by the name that torch.fx gives it."""
+    return target.startswith("_tensor_constant")
+
+
+def _is_without_numbers(region: Region) -> bool:
+    """Whether the region's code makes a tensor that the trace has the shape of, and nothing else."""
+    made = [str(node.target) for node in region.nodes if node.op == "get_attr" and is_constant(str(node.target))]
+    return any(getattr(region.root, name).is_meta for name in made)
 
 
 def _output(region: Region) -> fx.Node | None:

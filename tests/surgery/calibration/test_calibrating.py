@@ -190,3 +190,92 @@ def test_what_cannot_be_traced_is_told(pictures: Pictures) -> None:
     told = calibrate(network, converted, images)
     assert "(the network)" in told.untouched
     assert gap(network, converted, images) < before
+
+
+class Body(nn.Module):
+    """Residual blocks, and what reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = build_cifar("resnet20")
+        self.norm = nn.BatchNorm1d(10)
+
+    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        made: Tensor = self.norm(self.body(x * torch.tensor(scale)))
+        return made if mask is None else made * mask
+
+
+@pytest.mark.parametrize("samples", [1, 2, 16])
+def test_arguments_constants_and_norms_of_vectors_are_no_obstacle(samples: int, pictures: Pictures) -> None:
+    network = trained(Body())
+    converted = chansurg.convert(network, "slimconv", input_size=(3, SIDE, SIDE))
+    images = pictures(samples, SIDE)
+    held_out = images.divided()[1]
+    before = gap(network, converted, held_out)
+    told = calibrate(network, converted, images, refine=2)
+    assert told.segments[0].before < told.segments[-1].before
+    assert gap(network, converted, held_out) < before
+
+
+class Around(nn.Module):
+    """Cannot be traced itself, and calls what can be in ways of its own."""
+
+    def __init__(self, how: str, inside: nn.Module) -> None:
+        super().__init__()
+        self.how, self.inside = how, inside
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[2] > 1000:
+            x = x / 2
+        if self.how == "several":
+            return self.inside(x, x.flip(1))
+        if self.how == "list":
+            return self.inside([x])
+        if self.how == "twice":
+            return self.inside(x) + self.inside(x[..., ::2])
+        return {"out": self.inside(x=x)}
+
+
+class Summing(Body):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x + y)
+
+
+class Unpacking(Body):
+    def forward(self, x: list[Tensor]) -> Tensor:  # type: ignore[override]
+        return super().forward(x[0])
+
+
+@pytest.mark.parametrize(
+    ("how", "inside", "told"),
+    [("several", Summing, True), ("list", Unpacking, True), ("twice", Body, True), ("keyword", Body, False)],
+)
+def test_parts_are_compared_on_what_they_are_called_with_or_left_alone(
+    how: str, inside: type[nn.Module], told: bool, pictures: Pictures
+) -> None:
+    network = trained(Around(how, inside()))
+    converted = copy.deepcopy(network)
+    converted.chansurg_record = with_input_size(record_of(network), (3, SIDE, SIDE))
+    with torch.no_grad():
+        for norm in norms_in([converted]):
+            norm.running_mean.add_(0.5)
+    found = calibrate(network, converted, pictures(16, SIDE), refine=2)
+    assert ("inside" in found.untouched) == told
+    assert bool(found.segments) != told
+    assert any(segment.refined < segment.before for segment in found.segments) != told
+
+
+def test_a_weight_that_code_elsewhere_reads_is_not_fitted(pictures: Pictures) -> None:
+    class Reading(Body):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x + nn.functional.conv2d(x, self.body.layer3[0].conv1.weight[:3, :3], padding=1))
+
+    network = trained(Reading())
+    converted = copy.deepcopy(network)
+    converted.chansurg_record = with_input_size(record_of(network), (3, SIDE, SIDE))
+    with torch.no_grad():
+        for norm in norms_in([converted]):
+            norm.running_mean.add_(0.5)
+    calibrate(network, converted, pictures(16, SIDE), refine=2)
+    weight = "body.layer3.0.conv1.weight"
+    assert torch.equal(converted.get_parameter(weight), network.get_parameter(weight))
