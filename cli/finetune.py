@@ -83,12 +83,13 @@ def finetune(
     _check_teacher(teacher, teacher_arch, no_teacher=no_teacher)
     target = output or Path(f"{stem(model)}-finetuned.safetensors")
     with speaking_once(report):
-        if teacher is None and not no_teacher:
+        unasked = teacher is None and not no_teacher
+        if unasked:
             teacher, teacher_arch = _original(report, model, arch)
         inputs = [path for path in (existing_input(model), None if teacher is None else existing_input(teacher)) if path is not None]
         check_output(target, inputs=inputs, force=True)
         network = _network(report, model, data, chosen, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
-        taught_by = None if teacher is None else _teacher(report, teacher, teacher_arch, trust_pickle=trust_pickle)
+        taught_by = None if teacher is None else _teacher(report, teacher, teacher_arch, trust_pickle=trust_pickle, unasked=unasked)
         outcome = _carried_out(report, network, data, chosen, target, taught_by, restart=restart, force=force)
         note_written(target)
         found = dict(outcome.results)
@@ -159,7 +160,7 @@ def _network(
     return fresh_for(network, data, seed=settings.seed)
 
 
-def _teacher(report: Report, teacher: str, arch: str | None, *, trust_pickle: bool) -> nn.Module:
+def _teacher(report: Report, teacher: str, arch: str | None, *, trust_pickle: bool, unasked: bool) -> nn.Module:
     try:
         return read_model(report, teacher, arch, None, trust_pickle=trust_pickle)
     except InputError as error:
@@ -167,7 +168,7 @@ def _teacher(report: Report, teacher: str, arch: str | None, *, trust_pickle: bo
             error.what,
             where=f"the teacher, {error.where}",
             not_done="Nothing was trained.",
-            to_do=error.to_do.replace("--arch", "--teacher-arch"),
+            to_do=error.to_do.replace("--arch", "--teacher-arch") + (" Or train without it: --no-teacher." if unasked else ""),
         ) from error
 
 

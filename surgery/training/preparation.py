@@ -160,7 +160,7 @@ def prepared(
         settings=settings,
         course=course,
         peak=peak,
-        new_first=round(suits.new_first * course.steps_an_epoch),
+        new_first=round(suits.new_first * course.steps_an_epoch) if any(group["new"] for group in optimizer.param_groups) else 0,
         processes=processes,
         images=images,
         validation=validation,

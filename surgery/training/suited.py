@@ -22,7 +22,8 @@ class Suited:
         distill_logits: weight of the teacher's logits.
         distill_blocks: weight of the teacher's block outputs.
         new_first: epochs in which only ``new`` is trained.
-        new: tensors that started anew in the conversions since the network was last trained, by their names in its state dict.
+        new: tensors that started anew in the conversions since the network was last trained, by their names in its state dict; parameters
+            and buffers both.
     """
 
     rate: float
