@@ -19,6 +19,7 @@ from chansurg.surgery.counting import count
 from chansurg.surgery.drift import IMAGES, NOISE, Drift, ran_on
 from chansurg.surgery.errors import ChansurgError
 from chansurg.surgery.files.provenance import record_of, unwrapped, with_input_size
+from chansurg.surgery.forwards.tracing import unchanged
 from chansurg.surgery.images.opening import opened
 from chansurg.surgery.modes import eval_mode
 from chansurg.surgery.nested import tensors_in
@@ -200,7 +201,7 @@ def run(network: nn.Module, paths: Iterable[str], batch: Tensor) -> Run:
     handles = [modules[path].register_forward_hook(keep(path)) for path in paths if path in modules]
     home = next((p for p in network.parameters() if p.is_floating_point()), batch)
     try:
-        with eval_mode(network), torch.random.fork_rng(devices=[]):
+        with unchanged(network), eval_mode(network), torch.random.fork_rng(devices=[]):
             return Run(seen, _floating(network(batch.to(device=home.device, dtype=home.dtype))))
     finally:
         for handle in handles:

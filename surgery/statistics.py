@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.forwards.tracing import unchanged
 from chansurg.surgery.modes import eval_mode
 
 POSITIONS = 16
@@ -109,7 +110,7 @@ def measure(network: nn.Module, images: Iterable[Tensor], *, positions: int = PO
     ]
     count = 0
     try:
-        with eval_mode(network), torch.no_grad():
+        with unchanged(network), eval_mode(network), torch.no_grad():
             for batch in images:
                 network(batch if place is None else batch.to(place))
                 count += len(batch)

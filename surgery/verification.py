@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.provenance import record_of, unwrapped, with_input_size
+from chansurg.surgery.forwards.tracing import unchanged
 from chansurg.surgery.images.opening import opened
 from chansurg.surgery.modes import eval_mode
 from chansurg.surgery.nested import tensors_in
@@ -182,7 +183,7 @@ def _run(model: nn.Module, x: Tensor, against: Mapping[str, list[Tensor]] | None
             handles.append(module.register_forward_hook(watch(path)))
     home = next(model.parameters(), x)
     try:
-        with torch.no_grad(), eval_mode(model):
+        with torch.no_grad(), unchanged(model), eval_mode(model):
             output = model(x.to(device=home.device, dtype=_dtype(model)))
     except Exception as error:
         raise InputError(

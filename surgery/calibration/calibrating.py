@@ -27,6 +27,7 @@ from chansurg.surgery.calibration.segments import Segment, is_constant, segments
 from chansurg.surgery.calibration.units import units
 from chansurg.surgery.drifting import drift_on, pictures
 from chansurg.surgery.files.provenance import record_of
+from chansurg.surgery.forwards.tracing import unchanged
 from chansurg.surgery.images.unlabelled import HELD_OUT, Unlabelled
 from chansurg.surgery.journal import Record
 from chansurg.surgery.modes import eval_mode
@@ -132,7 +133,7 @@ def calibrate(
     kept = Kept(surveys[0], record.journal[-1].edits if record.journal else ())
     fitted: list[Fitted] = []
     untouched: dict[str, str] = {path or "(the network)": reason for path, reason in surveys[1].untraced.items()}
-    with eval_mode(original), eval_mode(converted), torch.no_grad():
+    with unchanged(original), eval_mode(original), eval_mode(converted), torch.no_grad():
         for theirs, ours in _regions(*surveys):
             if (calls := surveys[1].observed.get(ours.path, 0)) > 1:
                 untouched[ours.path] = f"it is called {calls} times"

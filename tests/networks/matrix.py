@@ -105,11 +105,15 @@ class Case:
         return chansurg.convert(network, self.recipe, input_size=size, **{**dict(self.options), **arguments})
 
 
+NEEDS_IMAGES = ("subsets", "fitted")
+
+
 def option_sets(recipe: str, *, every: bool) -> list[tuple[tuple[str, Any], ...]]:
     """The modes of a recipe; with ``every`` each choice of each of its options once, too."""
     fields = [field for field in dataclasses.fields(chansurg.installed_recipes()[recipe].Options) if field.metadata["choices"]]
     modes = [(("mode", mode),) for field in fields if field.name == "mode" for mode in field.metadata["choices"]] or [()]
-    others = [((f.name, choice),) for f in fields if f.name != "mode" for choice in f.metadata["choices"] if choice != f.default]
+    choices = [(f.name, choice) for f in fields if f.name != "mode" for choice in f.metadata["choices"] if choice != f.default]
+    others = [(choice,) for choice in choices if choice != NEEDS_IMAGES]
     return [*modes, *((*modes[-1], *other) for other in (others if every else []))]
 
 
