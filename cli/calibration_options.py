@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from chansurg.cli.model_options import given
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.recipe import flag
+from chansurg.surgery.selecting.timed import RUNTIMES, Where
 
 FITTING = "Keeping what was learned"
 WHERE = "Where to cut"
@@ -84,6 +86,51 @@ KeepDrift = Annotated[
         show_default=False,
     ),
 ]
+OnlyIfFaster = Annotated[
+    bool,
+    typer.Option(
+        "--only-if-faster",
+        help="Time each site on this machine, before and after, and convert only those that gain.",
+        rich_help_panel=WHERE,
+    ),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help=f"What --only-if-faster times them in: {', '.join(RUNTIMES)}.",
+        rich_help_panel=WHERE,
+        show_default=Where.runtime,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        help="Images that --only-if-faster times them on.",
+        rich_help_panel=WHERE,
+        show_default=str(Where.batch_size),
+    ),
+]
+
+
+def timing_options(only_if_faster: bool, runtime: str | None, batch_size: int | None) -> dict[str, Any]:
+    """What ``chansurg.plan`` is told about timing.
+
+    Raises:
+        InputError: for how to time without ``--only-if-faster``, or what nothing can be timed in.
+    """
+    told: dict[str, Any] = {name: value for name, value in (("runtime", runtime), ("batch_size", batch_size)) if value is not None}
+    if told and not only_if_faster:
+        raise InputError(
+            f"{flag(next(iter(told)))} tells how to time sites, and nothing is timed.",
+            where=f"option {flag(next(iter(told)))}",
+            not_done="Nothing was converted.",
+            to_do="Add --only-if-faster.",
+        )
+    return {"only_if_faster": True, **vars(Where(**told))} if only_if_faster else {}
 
 
 def without_images(option: str, data: str, not_done: str) -> InputError:

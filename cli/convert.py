@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from chansurg.cli.calibration_options import Calibrate, KeepDrift, MaxBlocks, Only, Refine, Samples, Skip, TargetMacs, without_images
+from chansurg.cli.calibration_options import (
+    BatchSize,
+    Calibrate,
+    KeepDrift,
+    MaxBlocks,
+    Only,
+    OnlyIfFaster,
+    Refine,
+    Runtime,
+    Samples,
+    Skip,
+    TargetMacs,
+    timing_options,
+    without_images,
+)
 from chansurg.cli.changes import Change, changes, changes_table, layers_at, scaled_tensors
 from chansurg.cli.choice_table import show_choice
 from chansurg.cli.drift_table import show_drift
@@ -21,6 +35,7 @@ from chansurg.cli.numbers import broke_off, counted, counts_table
 from chansurg.cli.output_file import check_output, note_written
 from chansurg.cli.recipe_options import recipe_parameters
 from chansurg.cli.reporting import Report
+from chansurg.cli.timing_table import show_timing
 from chansurg.surgery.drift import drift_of
 from chansurg.surgery.recipe import find_recipe, flag
 from chansurg.surgery.selecting.limits import Limits
@@ -35,6 +50,7 @@ EXAMPLES = (
     "chansurg convert resnet50 --pretrained --recipe pix --zeta 8 --dry-run",
     "chansurg convert resnet50.pth --recipe mod --calibrate imagenet/ --samples 512",
     "chansurg convert resnet50.pth --recipe slimconv --target-macs 0.75 --skip layer4",
+    "chansurg convert resnet50.pth --recipe pix --only-if-faster --runtime onnxruntime --batch-size 8",
 )
 PARAMETERS = recipe_parameters
 
@@ -58,6 +74,9 @@ def convert(
     max_blocks: MaxBlocks = None,
     target_macs: TargetMacs = None,
     keep_drift: KeepDrift = None,
+    only_if_faster: OnlyIfFaster = False,
+    runtime: Runtime = None,
+    batch_size: BatchSize = None,
     arch: Arch = None,
     input_size: InputSize = None,
     pretrained: Pretrained = False,
@@ -72,6 +91,7 @@ def convert(
     given = {name: value for name, value in recipe_options.items() if value is not None}
     find_recipe(recipe).options(given)
     limits = Limits(max_blocks, target_macs, keep_drift).given
+    timing = timing_options(only_if_faster, runtime, batch_size)
     if calibrate is None and (samples is not None or refine is not None):
         raise without_images("--samples" if refine is None else "--refine", "--calibrate DATA", "Nothing was converted.")
     target = output or Path(f"{stem(model)}-{recipe}.safetensors")
@@ -81,16 +101,15 @@ def convert(
     network = read_model(report, model, arch, input_size, pretrained=pretrained, trust_pickle=trust_pickle)
 
     import chansurg
-    from chansurg.surgery.converting import SAMPLES, check_refine
+    from chansurg.surgery.calibrated import SAMPLES, check_refine
     from chansurg.surgery.images.opening import opened
 
     check_refine(refine, calibrate)
     images = opened(calibrate, chansurg.record_of(network).preprocessing, SAMPLES if samples is None else samples, seed)
     began = time.perf_counter()
-    with report.progress("where to cut", "trials") if limits else nullcontext() as progress:
-        plan = chansurg.plan(
-            network, recipe, calibrate=images, only=only or (), skip=skip or (), seed=seed, progress=progress, **limits, **given
-        )
+    with report.progress("where to cut", "trials") if limits or timing else nullcontext() as progress:
+        named: dict[str, Any] = {"only": only or (), "skip": skip or ()}
+        plan = chansurg.plan(network, recipe, calibrate=images, seed=seed, progress=progress, **named, **timing, **limits, **given)
     planned = time.perf_counter() - began
     before = layers_at(network, plan.edits)
     with report.progress(f"calibrating on {counted(len(images), 'image')}", "parts") if images else nullcontext() as progress:
@@ -118,6 +137,7 @@ def convert(
             "drift": entry.results["drift"],
             "calibration": entry.results.get("calibration"),
             "choice": entry.results.get("choice"),
+            "timing": entry.results.get("timing"),
         },
         line="nothing was written" if dry_run else str(target),
         show=lambda: _show(report, plan, entry, found, (kept, scaled), None if dry_run else target, (planned, seconds)),
@@ -138,6 +158,8 @@ def _show(
     options = " ".join(f"{flag(name)} {value}" for name, value in plan.options.items() if value is not None)
     report.say(Text.assemble((plan.recipe, "bold"), f": {counted(len(plan.sites), 'site')}, {counted(len(plan.edits), 'edit')}"))
     report.say(f"{options}\n", style="dim")
+    if plan.timing is not None:
+        show_timing(report, plan.timing)
     if plan.choice is not None:
         show_choice(report, plan.choice, planned)
     out.print(changes_table(found, every=report.verbose))

@@ -149,6 +149,10 @@ def _converted(entry: Entry) -> list[str]:
         choice = found["choice"]
         taken = sum(1 for site in choice["sites"] if site["taken"])
         told.append(f"{taken} of {counted(len(choice['sites']), 'site')} taken, on {ran_on(choice['kind'], choice['inputs'])}")
+    if "timing" in found:
+        timing = found["timing"]
+        gained = sum(1 for site in timing["sites"] if site["faster"])
+        told.append(f"{gained} of {counted(len(timing['sites']), 'site')} faster in {timing['runtime']}")
     if "calibration" in found:
         told.append(f"calibrated on {counted(found['calibration']['images'], 'image')}")
     drift = drift_of(found)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chansurg.surgery.edits import Edit
+from chansurg.surgery.selecting.timed import Timing
 from chansurg.surgery.selecting.trade import Choice
 
 
@@ -79,6 +80,7 @@ class Plan:
         landmarks: paths of the network's blocks, at whose outputs the drift is measured.
         asked: what else than the recipe's options decided where it applies: patterns, limits. JSON values.
         choice: how it was decided where to cut, where limits were given.
+        timing: what its sites take, where only those that gain were to be converted.
     """
 
     recipe: str
@@ -91,6 +93,7 @@ class Plan:
     landmarks: tuple[str, ...] = ()
     asked: Mapping[str, Any] = field(default_factory=dict)
     choice: Choice | None = None
+    timing: Timing | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The plan as ``convert --dry-run --json`` shows it."""
@@ -101,4 +104,5 @@ class Plan:
             "edits": [edit.as_json() for edit in self.edits],
             "skipped": [skip.as_json() for skip in self.skipped],
             "choice": None if self.choice is None else self.choice.as_json(),
+            "timing": None if self.timing is None else self.timing.as_json(),
         }

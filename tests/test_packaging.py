@@ -36,7 +36,7 @@ def test_it_holds_every_file_of_the_package(wheel: Path) -> None:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         licence = next(name for name in archive.namelist() if name.endswith("/LICENSE"))
         assert "Apache License" in archive.read(licence).decode()
-    files = [path for part in PARTS for path in (ROOT / part).rglob("*") if path.suffix in (".py", ".json")]
+    files = [path for part in PARTS for path in (ROOT / part).rglob("*") if path.suffix in (".py", ".json", ".cpp", ".h")]
     expected = {f"chansurg/{path.relative_to(ROOT).as_posix()}" for path in files}
     assert held == expected | {"chansurg/__init__.py", "chansurg/__main__.py", "chansurg/py.typed"}
 

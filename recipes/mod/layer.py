@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from chansurg.recipes.mod.options import FUSIONS, SELECTIONS
 from chansurg.surgery.errors import InputError
+from chansurg.surgery.kernels.moving import TAKE_CHANNELS, taken
 from chansurg.surgery.layer import RecipeLayer
 
 RATIO = 16
@@ -145,13 +146,9 @@ class ChannelSelector(RecipeLayer):
         """
         chosen, scores = self.choose(x)
         channel = self.channel_dim % x.ndim
-        # What is gathered lies in memory as its index does. With channels moved to where memory has them, that is as x does.
-        channels_last = channel == 1 < x.ndim - 1 and x.stride(1) == 1
-        source, along = (x.movedim(1, -1), x.ndim - 1) if channels_last else (x, channel)
-        shape = [-1 if dim in (0, along) else size for dim, size in enumerate(source.shape)]
-        selected = source.gather(along, _spread(chosen, along, source.ndim).expand(shape))
-        if channels_last:
-            selected = selected.movedim(-1, 1)
+        source = x if channel == 1 else x.movedim(channel, 1)
+        selected = TAKE_CHANNELS(source, chosen) if TAKE_CHANNELS.serves(source) else taken(source, chosen)
+        selected = selected if channel == 1 else selected.movedim(1, channel)
         # A number of a channel is exact in single precision, and would not be in half.
         return selected, torch.stack([scores, chosen.to(scores.dtype)], 1) if self.positions else scores
 

@@ -1,8 +1,8 @@
 """Forms of the PiX layer for inference, of operators that runtimes have fast kernels for.
 
-The layer reduces its subsets twice, chooses between the results and scales the choice: passes over memory that need not be. Here both
-results are blended with one factor a channel each, ``y = a * extreme + b * sum``, where ``a`` is ``p`` for what picks and zero for
-what mixes, and ``b`` is ``p / size`` the other way round (Pick-or-Mix, Equations 2 and 3).
+Where the layer has no kernel, it reduces its subsets twice, chooses between the results and scales the choice: passes over memory that
+need not be. In the blended form both results have one factor a channel each, ``y = a * extreme + b * sum``, where ``a`` is ``p`` for what
+picks and zero for what mixes, and ``b`` is ``p / size`` the other way round (Pick-or-Mix, Equations 2 and 3).
 
 Of several ways to reduce the subsets, timed in turn on a CPU, those chosen took about half the layer's own time: elementwise over the
 first, second, … channels of all subsets in torch, where the channels may lie far apart or innermost; and in ONNX Runtime a reduction
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chansurg.recipes.pix.fusing import PICK_OR_MIX
+
 if TYPE_CHECKING:
     from chansurg.recipes.pix.layer import PickOrMix
     from chansurg.surgery.layer import Target
@@ -30,10 +32,34 @@ _MOST_GROUPS = 2
 
 def form_for(layer: PickOrMix, target: Target) -> nn.Module:
     """The form of a PiX layer for a runtime; the layer itself in half precision, and where its subsets are of many sizes."""
+    if target.runtime == "eager" and PICK_OR_MIX.has_kernel(layer.theta):
+        return NonnegativePickOrMix(layer) if target.nonnegative else layer
     groups = _groups(layer.subset_indices())
     if layer.theta.dtype not in (torch.float32, torch.float64) or len(groups) > _MOST_GROUPS:
         return layer
     return BlendedPickOrMix(layer, groups, nonnegative=target.nonnegative, by_axis=target.runtime == "onnxruntime")
+
+
+class NonnegativePickOrMix(nn.Module):
+    """A PiX layer that is given no negative number, so that what it averages are the values themselves.
+
+    Args:
+        layer: which it stands for.
+    """
+
+    def __init__(self, layer: PickOrMix) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :class:`PickOrMix`."""
+        return self.layer.fuse(x, _probability(x, self.layer.channel_dim, self.layer.theta, self.layer.beta).to(x.dtype))
+
+
+def _probability(magnitudes: Tensor, channel_dim: int, theta: Tensor, beta: Tensor) -> Tensor:
+    others = [dim for dim in range(1, magnitudes.ndim) if dim != channel_dim % magnitudes.ndim]
+    g = magnitudes.mean(others) if others else magnitudes
+    return torch.sigmoid(functional.linear(g, theta, beta))
 
 
 @dataclass(frozen=True)
@@ -92,9 +118,7 @@ class BlendedPickOrMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         channel = self.channel_dim % x.ndim
-        others = [dim for dim in range(1, x.ndim) if dim != channel]
-        g = x if self.nonnegative else x.abs()
-        p = torch.sigmoid(functional.linear(g.mean(others) if others else g, self.theta, self.beta))
+        p = _probability(x if self.nonnegative else x.abs(), channel, self.theta, self.beta)
         picking, mixing = self._factors(p)
         blended = [self._blend(x, channel, number, picking, mixing) for number in range(len(self.groups))]
         return blended[0] if len(blended) == 1 else torch.cat(blended, channel)

@@ -8,17 +8,21 @@ the subset's maximum (pick) or mean (mix) is scaled by it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chansurg.recipes.pix.fusing import PICK_OR_MIX, fused
 from chansurg.recipes.pix.options import OPERATORS
 from chansurg.recipes.pix.partition import Subsets, check_partition, contiguous_runs, partition
 from chansurg.surgery.editing.narrowing import reason_against_indices
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.layer import RecipeLayer, Target
+
+_LIMITS = {"pick": math.inf, "mix": -math.inf}
+"""Thresholds of the operators that have none: every ``p`` is under the one, none under the other."""
 
 
 class PickOrMix(RecipeLayer):
@@ -123,28 +127,18 @@ class PickOrMix(RecipeLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, …] -> [B, K, …]``, or ``[B, …, C] -> [B, …, K]`` with ``channel_dim=-1``; dtype and memory format are kept."""
-        p = self.probability(x).to(x.dtype)
-        channel = self.channel_dim % x.ndim
-        # Reductions return the default layout. With channels moved to where memory has them, that is the layout of x.
-        channels_last = channel == 1 < x.ndim - 1 and x.stride(1) == 1
-        if channels_last:
-            x, channel = x.movedim(1, -1), x.ndim - 1
-        if self.order is not None:
-            x = x.index_select(channel, self.order)
-        for dim in range(1, x.ndim):
-            p = p if dim == channel else p.unsqueeze(dim)
-        y = p * self._fuse(x, p, channel)
-        return y.movedim(-1, 1) if channels_last else y
+        return self.fuse(x, self.probability(x).to(x.dtype))
 
-    def _fuse(self, x: Tensor, p: Tensor, channel: int) -> Tensor:
-        """Pick or mix, not yet scaled (Eq. 2 without its factor ``p``); ``p`` is shaped to broadcast over ``x``."""
-        if self.operator == "mix":
-            return self._reduce_subsets(x, channel, _mean, _extend_mean)
-        extreme, join = (torch.amin, torch.minimum) if self.operator == "min" else (torch.amax, torch.maximum)
-        picked = self._reduce_subsets(x, channel, extreme, lambda reduced, rest, _: join(reduced, rest))
-        if self.operator == "pick":
-            return picked
-        return torch.where(p <= self.tau, picked, self._reduce_subsets(x, channel, _mean, _extend_mean))
+    def fuse(self, x: Tensor, p: Tensor) -> Tensor:
+        """What the layer makes of ``x`` under the sampling probabilities ``p`` ``[B, K]``, in the precision of ``x``."""
+        channel = self.channel_dim % x.ndim
+        x = x if channel == 1 else x.movedim(channel, 1)
+        strided = self.subsets == "strided"
+        groups = contiguous_runs(self.in_channels, self.out_channels, None if strided else self.zeta)
+        counts, sizes = [count for count, _ in groups], [size for _, size in groups]
+        fuse = PICK_OR_MIX if PICK_OR_MIX.serves(x) else fused
+        y = fuse(x, p, self.order, counts, sizes, strided, self.operator == "min", _LIMITS.get(self.operator, self.tau))
+        return y if channel == 1 else y.movedim(1, channel)
 
     def for_runtime(self, target: Target) -> nn.Module:
         """See :mod:`chansurg.recipes.pix.forms`."""
@@ -205,41 +199,6 @@ class PickOrMix(RecipeLayer):
         if self.channel_dim != 1:
             parts.append(f"channel_dim={self.channel_dim}")
         return ", ".join(parts)
-
-    def _reduce_subsets(
-        self,
-        x: Tensor,
-        channel: int,
-        reduce: Callable[[Tensor, int], Tensor],
-        extend: Callable[[Tensor, Tensor, int], Tensor],
-    ) -> Tensor:
-        """``reduce`` each subset to one channel: ``C`` to ``K`` entries along ``channel``, on views of ``x``.
-
-        ``extend(reduced, rest, size)`` takes one more channel into subsets of ``size`` channels that were reduced already.
-        """
-        if self.subsets != "strided":
-            groups = contiguous_runs(self.in_channels, self.out_channels, self.zeta)
-            pieces = torch.split(x, [count * size for count, size in groups], channel)
-            reduced = [
-                reduce(torch.unflatten(piece, channel, (count, size)), channel + 1)
-                for piece, (count, size) in zip(pieces, groups, strict=True)
-            ]
-            return torch.cat(reduced, channel) if len(reduced) > 1 else reduced[0]
-        size, longer = divmod(self.in_channels, self.out_channels)
-        even, rest = torch.split(x, [size * self.out_channels, longer], channel)
-        reduced_even = reduce(torch.unflatten(even, channel, (size, self.out_channels)), channel)
-        if not longer:
-            return reduced_even
-        first, last = torch.split(reduced_even, [longer, self.out_channels - longer], channel)
-        return torch.cat([extend(first, rest, size), last], channel)
-
-
-def _mean(x: Tensor, dim: int) -> Tensor:
-    return x.mean(dim)
-
-
-def _extend_mean(mean: Tensor, rest: Tensor, size: int) -> Tensor:
-    return mean + (rest - mean) / (size + 1)
 
 
 def _check_choices(operator: str, tau: float, constant: float | None, channel_dim: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chansurg.recipes.slimconv.folding import FOLD_CHANNELS, fold
 from chansurg.recipes.slimconv.options import PATHS, RATIO, WEIGHTS
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.layer import RecipeLayer
@@ -105,9 +106,9 @@ class SlimConv(RecipeLayer):
 
         top, *others = parts(in_channels, conv_channels, groups, folds, paths)
         hidden = max(in_channels // RATIO, floor)
-        self.squeeze = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        self.squeeze = VectorConv(in_channels, hidden, 1, bias=False)
         self.norm = VectorNorm(hidden)
-        self.excite = nn.Conv2d(hidden, in_channels, 1)
+        self.excite = VectorConv(hidden, in_channels, 1)
         self.top = conv(top)
         self.bottom = ReducedPath(in_channels // folds, conv(others[0]))
         self.third = ReducedPath(in_channels // folds, conv(others[1])) if paths == 3 else None
@@ -193,23 +194,13 @@ def joined(x: Tensor, folds: int, weights: Sequence[Tensor], paths: Sequence[nn.
         weights: ``[B, C_in, 1, 1]`` for each path; neighbours with one and the same share a fold.
         paths: the modules.
     """
-    parts: list[Tensor] = []
-    folded = x
-    for number, (w, path) in enumerate(zip(weights, paths, strict=True)):
-        if number == 0 or w is not weights[number - 1]:
-            folded = fold(w, x, folds)
-        parts.append(path(folded))
-    return torch.cat(parts, 1)
-
-
-def fold(w: Tensor, x: Tensor, folds: int) -> Tensor:
-    """``fold_m(w * x)``, run by run, so that ``w * x`` never exists at its full width: ``[B, C_in / m, H, W]`` (Eq. 2)."""
-    size = x.shape[1] // folds
-    runs = list(zip(torch.split(w, size, 1), torch.split(x, size, 1), strict=True))
-    folded: Tensor = runs[0][0] * runs[0][1]
-    for weight, run in runs[1:]:
-        folded = torch.addcmul(folded, weight, run)
-    return folded
+    distinct = [w for number, w in enumerate(weights) if number == 0 or w is not weights[number - 1]]
+    if FOLD_CHANNELS.serves(x):
+        folds_of_x = FOLD_CHANNELS(x, torch.stack([w.flatten(1) for w in distinct], 1), folds).unbind(0)
+    else:
+        folds_of_x = tuple(fold(w, x, folds) for w in distinct)
+    found = {id(w): folded for w, folded in zip(distinct, folds_of_x, strict=True)}
+    return torch.cat([path(found[id(w)]) for w, path in zip(weights, paths, strict=True)], 1)
 
 
 class ReducedPath(nn.Module):
@@ -237,6 +228,14 @@ class ReducedPath(nn.Module):
         """``[B, C_in / m, H, W] -> [B, conv.out_channels, H', W']``."""
         y: Tensor = self.conv(functional.relu(self.norm(self.reduce(x)), inplace=True))
         return y
+
+
+class VectorConv(nn.Conv2d):
+    """A ``1x1`` convolution of pooled vectors: as a matrix product, since convolutions of a single pixel are slow in many libraries."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[B, C_in, 1, 1] -> [B, C_out, 1, 1]``."""
+        return functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
 
 
 class VectorNorm(nn.BatchNorm2d):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from chansurg.surgery.comparison import diff as diff
     from chansurg.surgery.converting import apply as apply
     from chansurg.surgery.converting import convert as convert
-    from chansurg.surgery.converting import plan as plan
     from chansurg.surgery.counting import Counts as Counts
     from chansurg.surgery.counting import count as count
     from chansurg.surgery.delivery.benching import bench as bench
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from chansurg.surgery.journal import Record as Record
     from chansurg.surgery.opening import load as load
     from chansurg.surgery.plan import Plan as Plan
+    from chansurg.surgery.planning import plan as plan
     from chansurg.surgery.recipe import installed_recipes as installed_recipes
     from chansurg.surgery.slicing.slicing import slice as slice
     from chansurg.surgery.training.evaluation import Evaluation as Evaluation
@@ -89,7 +89,7 @@ _HOMES = {
     "masks": "gating",
     "optimization_of": "delivery.optimizing",
     "optimize": "delivery.optimizing",
-    "plan": "converting",
+    "plan": "planning",
     "recipe_loss": "training.recipe_loss",
     "record_of": "files.provenance",
     "report": "delivery.report.page",

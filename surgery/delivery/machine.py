@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 
+from chansurg.surgery.kernels.compiled import library
+from chansurg.surgery.kernels.moving import TAKE_CHANNELS
+from chansurg.surgery.kernels.operators import HAS_TRITON
+
 _LIBRARIES = ("torch", "onnxruntime")
 
 
@@ -26,8 +30,17 @@ def describe_machine(device: str) -> dict[str, Any]:
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
         "system": f"{platform.system()} {platform.machine()}",
+        "kernels": _kernels(place),
         "libraries": {name: found for name in _LIBRARIES if (found := _version(name)) is not None},
     }
+
+
+def _kernels(place: torch.device) -> str:
+    """Whether the operators have kernels there, or why not."""
+    if place.type == "cuda":
+        return "Triton" if HAS_TRITON else "Triton is not installed"
+    found = library(TAKE_CHANNELS.source)
+    return found if isinstance(found, str) else "compiled"
 
 
 def _processor() -> str:

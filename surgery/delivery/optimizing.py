@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from chansurg.surgery.delivery import folding
+from chansurg.surgery.delivery import folding, small_maps
 from chansurg.surgery.delivery.agreement import Agreement, compare, outputs
 from chansurg.surgery.delivery.folding import Fold
 from chansurg.surgery.delivery.signs import is_idle, nonnegative
@@ -174,7 +174,7 @@ def _plan(surveyed: Survey, network: nn.Module, target: Target, steps: list[str]
                 _plan_bypass(plan, plan.removed, surveyed, region, node)
     if "forms" in steps:
         for path, module in network.named_modules():
-            if isinstance(module, RecipeLayer):
+            if isinstance(module, RecipeLayer | nn.Conv2d):
                 plan.forms[path] = _target(target, path, surveyed, signs)
     return plan
 
@@ -221,8 +221,8 @@ def _carried_out(network: nn.Module, plan: _Plan) -> nn.Module:
     forms: dict[int, nn.Module] = {}
     for path, target in plan.forms.items():
         layer = network.get_submodule(path)
-        assert isinstance(layer, RecipeLayer)
-        forms[id(layer)] = layer.for_runtime(target).eval()
+        form = layer.for_runtime(target) if isinstance(layer, RecipeLayer) else small_maps.form_for(cast(nn.Conv2d, layer), target)
+        forms[id(layer)] = form.eval()
     for path, module in list(network.named_modules(remove_duplicate=False)):
         if id(module) in forms:
             parent, _, name = path.rpartition(".")

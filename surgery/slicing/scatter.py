@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chansurg.surgery.kernels.moving import ADD_CHANNELS, added
 from chansurg.surgery.layer import RecipeLayer, Target
 
 
@@ -115,5 +116,7 @@ def _scatter_add(stage: Tensor, branch: Tensor, channel_dim: int, index: Tensor)
     if stage.dtype != branch.dtype:
         dtype = torch.promote_types(stage.dtype, branch.dtype)
         stage, branch = stage.to(dtype), branch.to(dtype)
-    # A copy keeps the layout in memory, which index_add by itself does not.
-    return stage.clone().index_add_(channel_dim, index, branch)
+    channel = channel_dim % stage.ndim
+    if channel != 1:
+        return _scatter_add(stage.movedim(channel, 1), branch.movedim(channel, 1), 1, index).movedim(1, channel)
+    return ADD_CHANNELS(stage, branch, index) if ADD_CHANNELS.serves(stage) else added(stage, branch, index)

@@ -30,7 +30,7 @@ def test_the_document_is_the_one_that_was_promised(cli: Cli, resnet20: Path, tmp
     assert ran.code == 0
     document = ran.document
     first = ["output", "recipe", "options", "edits", "skipped", "before", "after", "uncounted"]
-    assert list(document) == [*first, "drift", "calibration", "choice"]
+    assert list(document) == [*first, "drift", "calibration", "choice", "timing"]
     assert document["output"] == "resnet20-pix.safetensors"
     assert document["options"] == {"mode": "downscale", "zeta": 2, "operator": "pick-or-mix", "tau": 0.5, "subsets": "contiguous"}
     assert {edit["op"] for edit in document["edits"]} == {"insert", "narrow"}

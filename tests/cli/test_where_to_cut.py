@@ -133,3 +133,28 @@ def test_a_refusal_of_many_sites_fits_a_screen(cli: Cli) -> None:
     assert ran.code == 1
     assert "(or 57 others like it): features.denseblock1.denselayer1.conv2, " in ran.err
     assert len(ran.err.splitlines()) < 15
+
+
+def test_only_if_faster_shows_the_milliseconds(cli: Cli, resnet20: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from chansurg.surgery import planning
+    from chansurg.surgery.selecting.timed import TimedSite, Timing, Where
+
+    def timed(model: object, converted: object, paths: list[str], where: Where, **_: object) -> Timing:
+        first, *others = paths
+        slower = (TimedSite(path, path, 1.0, 2.0, False, "it is slower here") for path in others)
+        return Timing(where, 2, {}, (TimedSite(first, first, 2.0, 1.0, True, "it is faster here"), *slower))
+
+    monkeypatch.setattr(planning, "time_sites", timed)
+    run = cli("convert", resnet20, *DOWNSCALE, "--only", "layer1", "--only-if-faster", "--runtime", "compile")
+    assert "what the sites take on this machine, in turn (compile, 1 image, 2 threads)" in run.out
+    assert "layer1.0.conv1" in run.out
+    assert "2.000" in run.out
+    assert "1 site of 6 taken: 2.00 ms become 1.00 ms" in run.out
+    assert "1 of 6 sites faster in compile" in cli("history", "resnet20-pix.safetensors").out
+
+
+def test_how_to_time_without_timing_is_refused(cli: Cli, resnet20: Path) -> None:
+    run = cli("convert", resnet20, *DOWNSCALE, "--runtime", "eager")
+    assert run.code == 2
+    assert "--runtime tells how to time sites" in run.err
+    assert "Add --only-if-faster." in run.err

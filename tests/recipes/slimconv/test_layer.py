@@ -9,12 +9,14 @@ import pickle
 import random
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from chansurg.recipes.slimconv.folding import FOLD_CHANNELS
 from chansurg.recipes.slimconv.layer import SlimConv, fold
 from chansurg.surgery.counting import count
 from chansurg.surgery.errors import InputError
@@ -173,10 +175,14 @@ def test_the_weighted_input_never_exists_at_full_width() -> None:
                 made.append(out)
             return out
 
-    with Watch():
+    with Watch(), mock.patch.object(type(FOLD_CHANNELS), "serves", return_value=False):
         layer(x)
     assert max(t.numel() for t in made) <= 3 * x.numel() // 4  # the output
     assert sum(t.numel() == x.numel() for t in made) == 0
+    plain, made[:] = sum(t.numel() for t in made), []
+    with Watch():
+        layer(x)
+    assert sum(t.numel() for t in made) <= plain
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

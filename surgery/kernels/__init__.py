@@ -1,0 +1,1 @@
+"""Kernels: one pass over memory where torch's own operators take several. The plain forms stay the reference, and what runs elsewhere."""
