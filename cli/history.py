@@ -27,7 +27,7 @@ EXAMPLES = ("chansurg history resnet50-pix.safetensors", "chansurg history resne
 
 def history(
     report: Report,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file.", show_default=False, parser=given_path)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, or an export.", show_default=False, parser=given_path)],
 ) -> None:
     """What was done to a model, oldest first.
 

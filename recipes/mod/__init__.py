@@ -27,7 +27,7 @@ class Mod(Recipe):
     paper = "CNN Mixture-of-Depths. Cakaj, Mehnert, Yang. ACCV 2024."
     not_for = (
         "Networks whose stages have one block each, transformers, networks of concatenations (DenseNet, GoogLeNet, ShuffleNet). Networks "
-        "that must stay accurate without any training: the narrowed blocks lose most of their weights, so plan a long fine-tuning run."
+        "that are neither calibrated nor trained afterwards: the narrowed blocks lose most of their weights."
     )
     Options = ModOptions
 

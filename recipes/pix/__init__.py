@@ -29,9 +29,8 @@ class Pix(Recipe):
     )
     paper = "Pick-or-Mix: Dynamic Channel Sampling for ConvNets. Kumar, Kim, Park, Behera."
     not_for = (
-        "Networks without squeeze layers (RegNetX, plain MobileNetV2 projections): squeeze mode finds nothing there. Networks that must "
-        "stay "
-        "accurate without any training: the replaced layers' weights are lost, so plan a fine-tuning run."
+        "Networks without squeeze layers (RegNetX, plain MobileNetV2 projections): squeeze mode finds nothing there. Networks that are "
+        "neither calibrated nor trained afterwards: the replaced layers' weights are lost."
     )
     Options = PixOptions
 

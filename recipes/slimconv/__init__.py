@@ -29,8 +29,8 @@ class Slimconv(Recipe):
     not_for = (
         "Convolutions whose output is added to a shortcut or concatenated (the second convolution of a basic block, DenseNet): their width "
         "is not theirs alone. Networks whose spatial convolutions are depthwise, with k = 4/3: the attention and the 1x1 convolution weigh "
-        "more than is saved, so take 8/3 as the paper does. Networks that must stay accurate without any training: filters are kept, but "
-        "they see folded channels, so plan a fine-tuning run."
+        "more than is saved, so take 8/3 as the paper does. Networks that are neither calibrated nor trained afterwards: filters are kept, "
+        "but they see folded channels."
     )
     Options = SlimConvOptions
 

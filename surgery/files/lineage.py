@@ -12,13 +12,20 @@ from chansurg.surgery.files.header_record import Layout, record_in_header
 from chansurg.surgery.journal import Record
 from chansurg.surgery.reading.header import existing_file, file_sha256, read_header
 
+EXPORTED = (".onnx", ".pt2")
+"""How the names of exported files end."""
+
 
 def history(path: str | os.PathLike[str]) -> Record:
-    """The record in a model file's header: architecture, preprocessing, journal.
+    """The record in a model file's header, or in a file that ``chansurg.export`` wrote: architecture, preprocessing, journal.
 
     Raises:
-        InputError: where the file is no safetensors file, or carries no record.
+        InputError: where the file is neither, or carries no record.
     """
+    if Path(path).suffix in EXPORTED:
+        from chansurg.surgery.delivery.exported_record import exported_record
+
+        return replace(exported_record(path), file=Path(path).name)
     record, _ = record_in_header(read_header(path), path)
     return replace(record, file=Path(path).name)
 

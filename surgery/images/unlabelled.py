@@ -147,6 +147,8 @@ def _sources(data: str | os.PathLike[str]) -> tuple[str, list[_Source]]:
         library = LibraryImages(*named, split="train", transform=lambda image: image)  # type: ignore[arg-type,return-value]
         return library.where, [(str(index), partial(_of_library, library, index)) for index in range(len(library))]
     tree = open_tree(data)
+    if (split := tree.path.name.lower()) in SPLITS and split != "train":
+        log.warning("%s is named like the images that results are judged by: what it is fitted to says little about others", tree.path)
     names = _names(tree)
     return str(tree.path), [(name, partial(read_image, tree, name)) for name in names]
 

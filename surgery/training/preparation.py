@@ -15,6 +15,7 @@ from torch import nn
 from chansurg.surgery.architecture import Preprocessing
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.files.provenance import attach, record_of
+from chansurg.surgery.gating import gates
 from chansurg.surgery.images.augmentation import Augmentation, augmentation
 from chansurg.surgery.images.classified import MissingSplit, evaluation_transform, match_classes
 from chansurg.surgery.images.library import LabelledImages, open_images
@@ -181,7 +182,21 @@ def _steering(network: nn.Module, settings: Settings) -> Budget | None:
         target = getattr(settings, name)
         if target is not None:
             return Budget(network, target, name.removeprefix("target_"))
+    if _is_as_small_as_wanted(record_of(network)) and (settled := gates(network)):
+        for gate in settled.values():
+            gate.released = torch.zeros_like(gate.mask)
+        log.info("The network is as small as it was asked to be: nothing shrinks any more. A target (--target-macs) would go on.")
     return None
+
+
+def _is_as_small_as_wanted(record: Record) -> bool:
+    """Whether the network was sliced, or trained to a budget, since it was last converted."""
+    for entry in reversed(record.journal):
+        if entry.kind == "slice" or (entry.kind == "finetune" and "budget" in entry.results):
+            return True
+        if entry.kind == "convert":
+            return False
+    return False
 
 
 def _synchronised(network: nn.Module, processes: Processes) -> nn.Module:

@@ -24,6 +24,7 @@ def test_the_document_says_what_was_written_and_how_far_it_is_from_the_model(cli
     with torch.no_grad():
         assert torch.allclose(torch.export.load(document["output"]).module()(x), network(x), rtol=1e-4, atol=1e-5)
     assert chansurg.exported_record(document["output"]).journal == chansurg.history(converted).journal
+    assert "1. pix --mode downscale" in cli("history", document["output"]).out
 
 
 def test_what_is_shown_and_that_no_file_is_replaced_unasked(cli: Cli, resnet20: Path, tmp_path: Path) -> None:

@@ -156,3 +156,12 @@ def test_a_library_data_set_gives_its_training_images(tmp_path: Path, monkeypatc
     images = open_unlabelled(f"mnist:{tmp_path}", SMALL, 3)
     assert len(images) == 3
     assert next(images.batches(3)).shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("folder", "told"), [("val", True), ("train", False), ("", False)])
+def test_a_folder_named_like_what_results_are_judged_by_is_taken_with_a_warning(
+    splits: Path, folder: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = open_unlabelled(splits / folder, SMALL, samples=6)
+    assert len(images) == 6
+    assert ("results are judged by" in caplog.text) is told

@@ -358,3 +358,20 @@ def test_a_network_that_no_file_could_give_back_is_refused_at_once(tree: Path, t
     with pytest.raises(Refusal, match="was changed since"):
         finetune(model, tree, output=tmp_path / "o.safetensors", **QUICK)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+def test_a_network_that_is_as_small_as_wanted_shrinks_no_further(tree: Path, tmp_path: Path, sliced: bool) -> None:
+    """Trained to a target, or sliced, its gates may let go of more; a run without a target is for its accuracy alone."""
+    gated = chansurg.convert(tiny(), "pcs", shrink="3/4", lambda_base=0.5)
+    small = finetune(gated, tree, output=tmp_path / "small.safetensors", target_macs=0.7, **QUICK)
+    if sliced:
+        small = chansurg.slice(small)
+    kept = {path: int(mask.sum()) for path, mask in chansurg.masks(small).items()}
+    output = tmp_path / "again.safetensors"
+    again = finetune(small, tree, output=output, **QUICK)
+    assert {path: int(mask.sum()) for path, mask in chansurg.masks(again).items()} == kept
+    lines = [json.loads(line) for line in (run_of(output) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["train_recipe"] for line in lines] == [0.0, 0.0]
+    further = finetune(small, tree, output=tmp_path / "further.safetensors", target_macs=0.6, **QUICK)
+    assert sum(int(mask.sum()) for mask in chansurg.masks(further).values()) < sum(kept.values())
