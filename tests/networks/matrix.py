@@ -67,7 +67,6 @@ LARGE = [
     of_torchvision("googlenet", init_weights=False, aux_logits=False),
     of_torchvision("regnet_y_400mf"),
     of_timm("mobilenetv1_100", 64),
-    of_timm("efficientvit_m0", 224),
 ]
 
 # Recipes whose conversion by itself is the same function, whatever the options.
@@ -77,7 +76,7 @@ PRESERVING = {"pcs"}
 NOWHERE: dict[tuple[str, str, str], set[str]] = {
     ("pix", "mode", "squeeze"): {"levit", "cifar-resnet20", "resnet18", "mobilenet_v2", "regnet_y_400mf", "timm-mobilenetv1_100"},
     ("pix", "mode", "downscale"): {"vision_transformer", "swin", "beit"},
-    ("mod", "", ""): {"vision_transformer", "swin", "beit", "levit", "densenet121", "googlenet", "timm-efficientvit_m0"},
+    ("mod", "", ""): {"vision_transformer", "swin", "beit", "levit", "densenet121", "googlenet"},
     ("slimconv", "", ""): {"vision_transformer", "swin", "beit", "levit", "densenet121"},
 }
 

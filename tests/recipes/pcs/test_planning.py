@@ -59,7 +59,18 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, dict[str, int]]] = {
     "squeezenet1_1": (of_torchvision("squeezenet1_1"), 64, {"convolution": 25}),
     "mnasnet0_5": (of_torchvision("mnasnet0_5"), 64, {"depthwise": 17, "convolution": 3, "branch": 15}),
 }
-LARGE = ("convnext_tiny", "swin_t", "vit_b_16", "cifar-resnet56", "inception_v3", "efficientnet_b0", "vgg11", "regnet_x_400mf")
+LARGE = (
+    "convnext_tiny",
+    "swin_t",
+    "vit_b_16",
+    "cifar-resnet56",
+    "inception_v3",
+    "efficientnet_b0",
+    "vgg11",
+    "vgg11_bn",
+    "regnet_x_400mf",
+    "densenet121",
+)
 SMALL: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "small": (small.small, 32),
     "convnext": (

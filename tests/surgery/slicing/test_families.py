@@ -31,7 +31,7 @@ FAMILIES = {
     "swin_t": 32,
     "vision transformer": 32,
 }
-DRAWS = 3
+DRAWS = 2
 
 
 def network_of(name: str) -> nn.Module:

@@ -20,7 +20,7 @@ from chansurg.surgery.training.finetuning import finetune
 
 MakeTree = Callable[..., Path]
 ROOT = Path(__file__).parents[3]
-STEPS = 10
+STEPS = 6
 
 # Batch norms in eval mode and no augmentation: with either, the halves of a batch would differ from the whole.
 SETTINGS: dict[str, Any] = {"epochs": STEPS, "batch_size": 20, "eval_bn": True, "augment": "none", "lr": 0.01, "weight_decay": 0.01}
