@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from chansurg.recipes.pcs.options import PcsOptions
 from chansurg.surgery.plan import EVERY, Chosen, Plan, Site, Skip
-from chansurg.surgery.recipe import Recipe
+from chansurg.surgery.recipe import Recipe, Recovery
 
 if TYPE_CHECKING:
     from chansurg.surgery.layer import RecipeLayer
@@ -32,6 +32,7 @@ class Pcs(Recipe):
         "or revives (LayerNorm over the channels, DenseNet's concatenations) are left as they are."
     )
     Options = PcsOptions
+    recovery = Recovery(learning_rate=1.0)  # what it masks changes the network much more than a conversion does
 
     def plan(self, survey: Survey, options: PcsOptions, chosen: Chosen = EVERY) -> Plan:
         """See :mod:`chansurg.recipes.pcs.planning`."""
