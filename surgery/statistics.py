@@ -68,14 +68,15 @@ class _Sums:
 
     def add(self, patches: Tensor) -> None:
         """Take in patches ``[N, P, C]``."""
-        patches = patches.double().cpu()
+        # One batch is short enough for the network's own precision; the sums over all are not.
+        patches = patches if patches.dtype == torch.float64 else patches.float()
         rows = patches.flatten(0, 1)
         self.samples += patches.shape[0]
         self._rows += rows.shape[0]
-        self._sum = self._sum + rows.sum(0)
-        self._products = self._products + rows.T @ rows
+        self._sum = self._sum + rows.sum(0, dtype=torch.float64).cpu()
+        self._products = self._products + (rows.T @ rows).double().cpu()
         by_position = patches.transpose(0, 1).flatten(1)
-        self._overlaps = self._overlaps + by_position @ by_position.T
+        self._overlaps = self._overlaps + (by_position @ by_position.T).double().cpu()
 
     def moments(self) -> LayerStatistics:
         """About the mean."""

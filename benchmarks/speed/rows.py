@@ -30,15 +30,18 @@ def original(name: str, input_size: int) -> nn.Module:
     return chansurg.load(name, input_size=(input_size,))
 
 
-def sliced_to_half(network: nn.Module) -> nn.Module:
-    """PCS without its training: channels drawn at random go, as many at each site, until half of the multiply-accumulates are left."""
+def sliced_to_half(network: nn.Module, multiple_of: int = 16) -> nn.Module:
+    """PCS without its training: channels drawn at random go, as many at each site, until half of the multiply-accumulates are left.
+
+    It is sliced as a deployer would: saliences frozen, additions coupled, widths in multiples that processors compute with.
+    """
     gated = chansurg.convert(network, "pcs")
     whole = chansurg.count(network).macs
     low, high = 0.0, 1.0
     best = gated
     for _ in range(6):
         share = (low + high) / 2
-        best = chansurg.slice(gated, masks=_masks(gated, share))
+        best = chansurg.slice(gated, masks=_masks(gated, share), freeze_salience=True, residual="coupled", multiple_of=multiple_of)
         low, high = (share, high) if chansurg.count(best).macs < whole / 2 else (low, share)
     return best
 

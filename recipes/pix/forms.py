@@ -32,7 +32,7 @@ _MOST_GROUPS = 2
 
 def form_for(layer: PickOrMix, target: Target) -> nn.Module:
     """The form of a PiX layer for a runtime; the layer itself in half precision, and where its subsets are of many sizes."""
-    if target.runtime == "eager" and PICK_OR_MIX.has_kernel(layer.theta):
+    if target.runtime in ("eager", "compile") and PICK_OR_MIX.has_kernel(layer.theta):
         return NonnegativePickOrMix(layer) if target.nonnegative else layer
     groups = _groups(layer.subset_indices())
     if layer.theta.dtype not in (torch.float32, torch.float64) or len(groups) > _MOST_GROUPS:

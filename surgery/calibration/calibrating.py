@@ -184,6 +184,7 @@ class _Run:
         solving: int,
         seed: int,
     ) -> None:
+        self._networks = networks
         self._network = networks[1]
         self._regions = regions
         self._kept = kept
@@ -212,7 +213,7 @@ class _Run:
             if norms:
                 reestimate(norms, lambda: self._play(segment))
                 better_norms = best.keep()
-            work = Reconstruction(self._network, self._players, segment, self._fitting, self._judging, self._seed)
+            work = Reconstruction(self._networks, self._players, segment, self._fitting, self._judging, self._seed)
             found = units(self._network, self._regions[0], segment, self._kept)
             layers = tuple(unit.path for unit in found if unit.path in own and unit.norm_path in {*own, None} and work.fit(unit))
             layers = layers if best.keep() else ()

@@ -32,7 +32,7 @@ class Reconstruction:
     """Solves the layers of one segment.
 
     Args:
-        network: the converted network.
+        networks: the original, and the converted network.
         players: of the original, and of the converted network.
         segment: the segment.
         fitted: images to fit on, carried to the segment's beginning.
@@ -41,9 +41,15 @@ class Reconstruction:
     """
 
     def __init__(
-        self, network: nn.Module, players: tuple[Player, Player], segment: Segment, fitted: Carried, held_out: Carried, seed: int
+        self,
+        networks: tuple[nn.Module, nn.Module],
+        players: tuple[Player, Player],
+        segment: Segment,
+        fitted: Carried,
+        held_out: Carried,
+        seed: int,
     ) -> None:
-        self._network = network
+        self._original, self._network = networks
         self._players = players
         self._segment = segment
         self._carried = fitted, held_out
@@ -69,7 +75,7 @@ class Reconstruction:
         if not changed:
             return False
         for layer, own, found in zip(unit.layers, fitted, solutions, strict=True):
-            scale = _write(layer, found, behind=unit.norm is not None)
+            scale = _write(layer, found, self._length(unit.path, layer) if unit.norm is not None else None)
             mean, variance = own.of_outputs(found.weight)
             means.append((mean * scale).flatten())
             spreads.append((variance * scale.square()).flatten())
@@ -78,6 +84,22 @@ class Reconstruction:
             shift = torch.cat([found.bias.flatten() for found in solutions])
             _write_norm(unit.norm, torch.cat(means), torch.cat(spreads), torch.cat(scales), shift)
         return True
+
+    def _length(self, path: str, layer: Linear) -> Tensor:
+        """The length that filters behind a norm shall have, ``[K]``: that of the original's filters there, which training arrived at.
+
+        A norm undoes the length, and the shorter filters are, the further a step of training turns them: slices of filters left as short
+        as they are lose in a few steps what was fitted (van Laarhoven, "L2 Regularization versus Batch and Weight Normalization").
+        """
+        own: Tensor = layer.weight.detach().double().cpu().flatten(1).norm(dim=1)
+        try:
+            there = self._original.get_submodule(path)
+        except AttributeError:
+            return own
+        if not isinstance(there, Linear):
+            return own
+        lengths: Tensor = there.weight.detach().double().cpu().flatten(1).norm(dim=1)
+        return lengths.median().expand(len(own)) if bool(lengths.any()) else own
 
     def _play(self, unit: Unit) -> None:
         for x in self._carried[0].telling():
@@ -137,21 +159,19 @@ def _present(layer: Linear, norm: nn.modules.batchnorm._BatchNorm | None, start:
 
 
 @torch.no_grad()
-def _write(layer: Linear, found: Solution, *, behind: bool) -> Tensor:
+def _write(layer: Linear, found: Solution, lengths: Tensor | None) -> Tensor:
     """Give a layer its solution; what its outputs were multiplied by: ``[G, K]``.
 
-    With a norm ``behind`` it, every filter keeps the length it had, as training with weight decay would have it, and the norm takes the
-    factor and the bias.
+    With a norm behind it every filter gets one of the ``lengths`` ``[K]``, and the norm takes the factor and the bias.
     """
     weight = found.weight
     scale = weight.new_ones(weight.shape[:2])
-    if behind:
-        length = weight.norm(dim=2)
-        old = layer.weight.double().cpu().flatten(1).norm(dim=1).view_as(length)
-        scale = torch.where((length > 0) & (old > 0), old / length, 1.0)
+    if lengths is not None:
+        length, wanted = weight.norm(dim=2), lengths.to(weight.dtype).view(weight.shape[:2])
+        scale = torch.where((length > 0) & (wanted > 0), wanted / length, 1.0)
     layer.weight.copy_((weight * scale.unsqueeze(2)).reshape(layer.weight.shape))
     if layer.bias is not None:
-        layer.bias.copy_(torch.zeros_like(layer.bias) if behind else found.bias.flatten())
+        layer.bias.copy_(torch.zeros_like(layer.bias) if lengths is not None else found.bias.flatten())
     return scale
 
 

@@ -48,6 +48,8 @@ class Operator(ABC):
     source: Path
     on_cuda: str
 
+    _is_built = False
+
     def __init__(self) -> None:
         gradients = ", ".join(["Tensor"] * self.differentiable)
         _LIBRARY.define(f"{self.name}({self.arguments}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
@@ -71,20 +73,23 @@ class Operator(ABC):
     def serves(self, x: Tensor) -> bool:
         """Whether to call the operator on such a tensor, and not the plain form.
 
-        Compilers get the plain form on CPU, which they fuse with what is around it, and exporters everywhere: what they write needs
-        nothing but torch.
+        Exporters always get the plain form: what they write needs nothing but torch. So do compilers on CPU as long as no kernel has
+        been asked for outside of them: nothing can be built while a network is compiled.
         """
         if x.numel() == 0 or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
             return False
-        if torch.compiler.is_compiling():
-            return x.is_cuda and HAS_TRITON and x.dtype in _ON_CUDA
+        if torch.compiler.is_compiling() and not x.is_cuda:
+            return self._is_built and x.device.type == "cpu" and x.dtype in _COMPILED
         return self.has_kernel(x)
 
     def has_kernel(self, x: Tensor) -> bool:
         """Whether there is a kernel here: on CPU where there is a compiler, on CUDA where there is Triton, in single and half precision."""
         if x.device.type == "cuda":
             return x.dtype in _ON_CUDA and HAS_TRITON
-        return x.device.type == "cpu" and x.dtype in _COMPILED and is_available(self.source)
+        if x.device.type != "cpu" or x.dtype not in _COMPILED:
+            return False
+        self._is_built = is_available(self.source)
+        return self._is_built
 
     @cached_property
     def triton(self) -> ModuleType:
