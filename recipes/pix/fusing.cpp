@@ -52,6 +52,20 @@ inline float extreme(float one, float other) {
     return (further | (other != other)) ? other : one;
 }
 
+// Extreme or sum of subset k at `count` positions, from the first one of the image's first channel on.
+template <class T, bool LEAST>
+inline void reduce_rows(const T* x, const Subsets& subsets, int64_t k, int64_t P, int64_t count, bool picks, float* found) {
+    for (int64_t place = 0; place < subsets.size(k); place++) {
+        const T* row = x + subsets.channel(k, place) * P;
+        if (place == 0)
+            for (int64_t i = 0; i < count; i++) found[i] = load(row[i]);
+        else if (picks)
+            for (int64_t i = 0; i < count; i++) found[i] = extreme<LEAST>(found[i], load(row[i]));
+        else
+            for (int64_t i = 0; i < count; i++) found[i] += load(row[i]);
+    }
+}
+
 template <class T, bool LEAST>
 void rows_forward(const T* x, const float* p, const Subsets& subsets, T* y, int64_t B, int64_t C, int64_t P, float tau) {
     const int64_t K = subsets.count;
@@ -63,15 +77,7 @@ void rows_forward(const T* x, const float* p, const Subsets& subsets, T* y, int6
         for (int64_t begin = 0; begin < P; begin += BLOCK) {
             const int64_t count = std::min(BLOCK, P - begin);
             float found[BLOCK];
-            for (int64_t place = 0; place < size; place++) {
-                const T* row = x + (b * C + subsets.channel(k, place)) * P + begin;
-                if (place == 0)
-                    for (int64_t i = 0; i < count; i++) found[i] = load(row[i]);
-                else if (picks)
-                    for (int64_t i = 0; i < count; i++) found[i] = extreme<LEAST>(found[i], load(row[i]));
-                else
-                    for (int64_t i = 0; i < count; i++) found[i] += load(row[i]);
-            }
+            reduce_rows<T, LEAST>(x + b * C * P + begin, subsets, k, P, count, picks, found);
             T* out = y + bk * P + begin;
             for (int64_t i = 0; i < count; i++) store(out[i], p[bk] * (found[i] / divisor));
         }
@@ -175,15 +181,7 @@ void rows_backward(const T* gradient, const T* x, const float* p, const Subsets&
         for (int64_t begin = 0; begin < P; begin += BLOCK) {
             const int64_t count = std::min(BLOCK, P - begin);
             float found[BLOCK], each[BLOCK];
-            for (int64_t place = 0; place < size; place++) {
-                const T* row = x + (b * C + subsets.channel(k, place)) * P + begin;
-                if (place == 0)
-                    for (int64_t i = 0; i < count; i++) found[i] = load(row[i]);
-                else if (picks)
-                    for (int64_t i = 0; i < count; i++) found[i] = extreme<LEAST>(found[i], load(row[i]));
-                else
-                    for (int64_t i = 0; i < count; i++) found[i] += load(row[i]);
-            }
+            reduce_rows<T, LEAST>(x + b * C * P + begin, subsets, k, P, count, picks, found);
             if (picks) {
                 for (int64_t i = 0; i < count; i++) each[i] = 0.0f;
                 for (int64_t place = 0; place < size; place++) {

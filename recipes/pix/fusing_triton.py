@@ -70,6 +70,23 @@ def _extreme(one, other, LEAST: tl.constexpr):
 
 
 @triton.jit
+def _reduced(
+    x, order, k, at, K, P, x_channel, x_position, first, longer, shorter,
+    SIZE: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr, NAMED: tl.constexpr, STRIDED: tl.constexpr, LEAST: tl.constexpr,
+):  # fmt: skip
+    """Extreme and sum of each subset ``k`` at the positions ``at``."""
+    picked = tl.zeros((CHANNELS, POSITIONS), tl.float32)
+    total = tl.zeros((CHANNELS, POSITIONS), tl.float32)
+    for place in range(SIZE):
+        channel, inside = _channels(order, k, place, K, first, longer, shorter, NAMED, STRIDED)
+        mask = inside[:, None] & (at < P)[None, :]
+        value = tl.load(x + channel[:, None] * x_channel + at[None, :] * x_position, mask=mask, other=0.0).to(tl.float32)
+        picked = tl.where(place == 0, value, tl.where(inside[:, None], _extreme(picked, value, LEAST), picked))
+        total += value
+    return picked, total
+
+
+@triton.jit
 def _forward(
     x, p, order, y, K, P, x_image, x_channel, x_position, y_image, y_channel, y_position, first, longer, shorter, tau,
     SIZE: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr, NAMED: tl.constexpr, STRIDED: tl.constexpr, LEAST: tl.constexpr,
@@ -78,14 +95,25 @@ def _forward(
     k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     at = tl.program_id(2) * POSITIONS + tl.arange(0, POSITIONS)
     factor = tl.load(p + image * K + k, mask=k < K, other=0.0).to(tl.float32)
-    picked = tl.zeros((CHANNELS, POSITIONS), tl.float32)
-    total = tl.zeros((CHANNELS, POSITIONS), tl.float32)
-    for place in range(SIZE):
-        channel, inside = _channels(order, k, place, K, first, longer, shorter, NAMED, STRIDED)
-        mask = inside[:, None] & (at < P)[None, :]
-        value = tl.load(x + image * x_image + channel[:, None] * x_channel + at[None, :] * x_position, mask=mask, other=0.0).to(tl.float32)
-        picked = tl.where(place == 0, value, tl.where(inside[:, None], _extreme(picked, value, LEAST), picked))
-        total += value
+    picked, total = _reduced(
+        x + image * x_image,
+        order,
+        k,
+        at,
+        K,
+        P,
+        x_channel,
+        x_position,
+        first,
+        longer,
+        shorter,
+        SIZE,
+        CHANNELS,
+        POSITIONS,
+        NAMED,
+        STRIDED,
+        LEAST,
+    )
     size = tl.where(k < first, longer, shorter).to(tl.float32)
     found = factor[:, None] * tl.where((factor <= tau)[:, None], picked, total / size[:, None])
     mask = (k < K)[:, None] & (at < P)[None, :]
@@ -102,14 +130,25 @@ def _backward(
     at = tl.program_id(2) * POSITIONS + tl.arange(0, POSITIONS)
     factor = tl.load(p + image * K + k, mask=k < K, other=0.0).to(tl.float32)
     picks = (factor <= tau)[:, None]
-    picked = tl.zeros((CHANNELS, POSITIONS), tl.float32)
-    total = tl.zeros((CHANNELS, POSITIONS), tl.float32)
-    for place in range(SIZE):
-        channel, inside = _channels(order, k, place, K, first, longer, shorter, NAMED, STRIDED)
-        mask = inside[:, None] & (at < P)[None, :]
-        value = tl.load(x + image * x_image + channel[:, None] * x_channel + at[None, :] * x_position, mask=mask, other=0.0).to(tl.float32)
-        picked = tl.where(place == 0, value, tl.where(inside[:, None], _extreme(picked, value, LEAST), picked))
-        total += value
+    picked, total = _reduced(
+        x + image * x_image,
+        order,
+        k,
+        at,
+        K,
+        P,
+        x_channel,
+        x_position,
+        first,
+        longer,
+        shorter,
+        SIZE,
+        CHANNELS,
+        POSITIONS,
+        NAMED,
+        STRIDED,
+        LEAST,
+    )
     ties = tl.zeros((CHANNELS, POSITIONS), tl.float32)
     for place in range(SIZE):
         channel, inside = _channels(order, k, place, K, first, longer, shorter, NAMED, STRIDED)

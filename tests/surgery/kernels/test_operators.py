@@ -156,6 +156,21 @@ def test_no_graph_break(operators: bool) -> None:
     assert relative(found, expected) <= 1e-6
 
 
+@pytest.mark.skipif(not PICK_OR_MIX.has_kernel(torch.zeros(1)), reason="no kernels are built here")
+def test_what_was_built_before_is_used_where_a_network_is_compiled() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    layer, x = PickOrMix(16, 4).eval(), torch.randn(2, 16, 6, 6)
+    expected = layer(x)
+    assert torch.equal(torch.compile(layer, backend=keep, fullgraph=True)(x), expected)
+    (graph,) = graphs
+    assert "chansurg.pick_or_mix" in [str(node.target) for node in graph.graph.nodes]
+
+
 def test_autocast_runs_kernels_in_half_precision() -> None:
     network, x = Both().eval(), torch.randn(2, 16, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
