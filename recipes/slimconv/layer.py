@@ -194,13 +194,17 @@ def joined(x: Tensor, folds: int, weights: Sequence[Tensor], paths: Sequence[nn.
         weights: ``[B, C_in, 1, 1]`` for each path; neighbours with one and the same share a fold.
         paths: the modules.
     """
-    distinct = [w for number, w in enumerate(weights) if number == 0 or w is not weights[number - 1]]
+    distinct: list[Tensor] = []
+    places: list[int] = []
+    for number, w in enumerate(weights):
+        if number == 0 or w is not weights[number - 1]:
+            distinct.append(w)
+        places.append(len(distinct) - 1)
     if FOLD_CHANNELS.serves(x):
-        folds_of_x = FOLD_CHANNELS(x, torch.stack([w.flatten(1) for w in distinct], 1), folds).unbind(0)
+        folded = list(FOLD_CHANNELS(x, torch.stack([w.flatten(1) for w in distinct], 1), folds).unbind(0))
     else:
-        folds_of_x = tuple(fold(w, x, folds) for w in distinct)
-    found = {id(w): folded for w, folded in zip(distinct, folds_of_x, strict=True)}
-    return torch.cat([path(found[id(w)]) for w, path in zip(weights, paths, strict=True)], 1)
+        folded = [fold(w, x, folds) for w in distinct]
+    return torch.cat([path(folded[place]) for place, path in zip(places, paths, strict=True)], 1)
 
 
 class ReducedPath(nn.Module):

@@ -158,6 +158,9 @@ def test_no_graph_break(operators: bool) -> None:
 
 @pytest.mark.skipif(not PICK_OR_MIX.has_kernel(torch.zeros(1)), reason="no kernels are built here")
 def test_what_was_built_before_is_used_where_a_network_is_compiled() -> None:
+    exporting = torch.compile(lambda x: x * (2 if torch.compiler.is_exporting() else 1), backend="eager")
+    if exporting(torch.ones(1)).item() == 2:
+        pytest.skip("this PyTorch takes compiling for exporting, and gets the plain form")
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
