@@ -35,7 +35,7 @@ def library(source: Path) -> ctypes.CDLL | str:
     """The functions of a C++ source, built if need be; the reason as a text where they cannot be had."""
     try:
         return ctypes.CDLL(str(_built(source)))
-    except (Unavailable, OSError, subprocess.SubprocessError) as error:
+    except (Unavailable, OSError, RuntimeError, subprocess.SubprocessError) as error:  # a user without a home is a RuntimeError
         return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 

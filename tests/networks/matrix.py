@@ -59,12 +59,11 @@ SMALL = [
     of_factory("beit", needs="timm"),
     of_factory("levit", 64, needs="timm"),
 ]
+FEW = [network for network in SMALL if network.name in ("small", "tied", "vision_transformer", "convnext")]
 LARGE = [
     of_torchvision("resnet18"),
-    of_torchvision("resnet50"),
     of_torchvision("mobilenet_v2"),
     of_torchvision("densenet121"),
-    of_torchvision("googlenet", init_weights=False, aux_logits=False),
     of_torchvision("regnet_y_400mf"),
     of_timm("mobilenetv1_100", 64),
 ]
@@ -76,7 +75,7 @@ PRESERVING = {"pcs"}
 NOWHERE: dict[tuple[str, str, str], set[str]] = {
     ("pix", "mode", "squeeze"): {"levit", "cifar-resnet20", "resnet18", "mobilenet_v2", "regnet_y_400mf", "timm-mobilenetv1_100"},
     ("pix", "mode", "downscale"): {"vision_transformer", "swin", "beit"},
-    ("mod", "", ""): {"vision_transformer", "swin", "beit", "levit", "densenet121", "googlenet"},
+    ("mod", "", ""): {"vision_transformer", "swin", "beit", "levit", "densenet121"},
     ("slimconv", "", ""): {"vision_transformer", "swin", "beit", "levit", "densenet121"},
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks.matrix import LARGE, NOWHERE, PRESERVING, SMALL, Case, Network, cases, converted, option_sets, original
+from networks.matrix import FEW, LARGE, NOWHERE, PRESERVING, SMALL, Case, Network, cases, converted, option_sets, original
 from networks.running import outputs
 from torch import nn
 
@@ -121,7 +121,7 @@ def test_where_there_is_nothing_to_do_it_says_why_and_touches_nothing(network: N
     assert fingerprint(model) == before
 
 
-@pytest.mark.parametrize("case", cases(SMALL))
+@pytest.mark.parametrize("case", cases(FEW))
 def test_in_place_is_the_same_as_a_copy(case: Case) -> None:
     model = copy.deepcopy(original(case.network))
     new = case.convert(model, inplace=True)
@@ -147,7 +147,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_other_new_tensors_on
     assert differ <= set(chansurg.record_of(new).journal[-1].new)
 
 
-@pytest.mark.parametrize("case", cases(SMALL))
+@pytest.mark.parametrize("case", cases(FEW))
 def test_a_file_holds_no_path_and_no_time(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1e9)
     chansurg.save(converted(case), tmp_path / "a.safetensors")
@@ -198,7 +198,7 @@ def test_dropout_and_stochastic_depth_stay_alive(case: Case) -> None:
     assert torch.equal(outputs(new, x), outputs(new, x))
 
 
-@pytest.mark.parametrize("case", cases(SMALL))
+@pytest.mark.parametrize("case", cases(FEW))
 def test_hooks_of_what_is_still_there_still_fire(case: Case) -> None:
     def fired_by(model: nn.Module) -> set[str]:
         fired.clear()
@@ -283,7 +283,7 @@ def test_compiling_the_whole_graph(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("case", cases(SMALL))
+@pytest.mark.parametrize("case", cases(FEW))
 def test_every_precision_survives_conversion_and_file(case: Case, dtype: torch.dtype, tmp_path: Path) -> None:
     model = copy.deepcopy(original(case.network)).to(dtype)
     new = case.convert(model)
@@ -298,7 +298,7 @@ def test_every_precision_survives_conversion_and_file(case: Case, dtype: torch.d
     assert torch.equal(outputs(loaded, x), expected)
 
 
-@pytest.mark.parametrize("case", cases(SMALL))
+@pytest.mark.parametrize("case", cases(FEW))
 def test_channels_last_survives_conversion_and_file(case: Case, tmp_path: Path) -> None:
     model = copy.deepcopy(original(case.network)).to(memory_format=torch.channels_last)
     new = case.convert(model)
@@ -322,7 +322,7 @@ def test_tied_weights_stay_tied(case: Case, tmp_path: Path) -> None:
         assert len(dict(network.named_parameters())) < len(dict(network.named_parameters(remove_duplicate=False)))
 
 
-@pytest.mark.parametrize("case", cases(SMALL))
+@pytest.mark.parametrize("case", cases(FEW))
 def test_a_state_dict_of_a_converted_network_fits_another_conversion_of_its_kind(case: Case) -> None:
     buffer = io.BytesIO()
     torch.save(converted(case).state_dict(), buffer)
@@ -332,7 +332,7 @@ def test_a_state_dict_of_a_converted_network_fits_another_conversion_of_its_kind
     assert torch.equal(outputs(other, x), outputs(converted(case), x))
 
 
-@pytest.mark.parametrize("case", cases(SMALL))
+@pytest.mark.parametrize("case", cases(FEW))
 def test_a_whole_network_can_be_pickled_for_process_pools_and_launchers(case: Case) -> None:
     new = converted(case)
     buffer = io.BytesIO()
