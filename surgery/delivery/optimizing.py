@@ -1,7 +1,7 @@
 """Optimising for inference: the same function with less to do.
 
-Norms are folded into the layers around them, calls that can no longer act in eval mode are removed, the recipes' layers take the form that
-a runtime runs fastest, and the weights the layout it likes best. What comes out is an ordinary module, not meant to be trained. It is
+Norms are folded into the layers around them, calls that can no longer act in eval mode are removed, layers take the form that a
+runtime runs fastest, and the weights the layout it likes best. What comes out is an ordinary module, not meant to be trained. It is
 compared with the network before it is handed out: in float64, where nothing but rounding may be left, and in the network's own precision.
 """
 
@@ -49,7 +49,7 @@ class Optimization:
         layout: of the weights, ``contiguous`` or ``channels_last``.
         folded: norms that gave way, and where each went.
         removed: calls that did nothing.
-        forms: recipes' layers that took another form, and its name.
+        forms: layers that took another form, and its name.
         left: norms and steps that were left alone, with the reason.
         max_rel_error: from the network, in its own precision.
         max_rel_error_float64: the same in float64; ``None`` where the network does not run in it.
