@@ -2,10 +2,11 @@
 
     python -m benchmarks.recovery --out results [--networks resnet20,resnet56] [--seeds 0,1,2] [--rows dense,pcs] [--epochs 30]
     python -m benchmarks.recovery --out quick --quick
+    python -m benchmarks.recovery --out digits --networks resnet18-digits --models FOLDER --data FOLDER/digits --augment none
 
-Run from the root of the checkout. Each finished row is one file in the folder and is not run again; an interrupted one goes on where it
-stopped. The table and the plot are written anew after every row. Needs torch-pruning and matplotlib, and the networks and images in
-``../shared``.
+A network is ``NAME.safetensors`` in the folder of models, or ``NAME-cifar10jpeg.safetensors``. Run from the root of the checkout. Each
+finished row is one file in the folder and is not run again; an interrupted one goes on where it stopped. The table and the plot are written
+anew after every row. Needs torch-pruning and matplotlib, and the networks and images in ``../shared``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> None:
     """Run what is missing, and write the table and the plot."""
     options = _options()
     settings: dict[str, Any] = {"epochs": options.epochs, "batch_size": options.batch_size}
-    settings |= {name: value for name in ("lr", "distill_blocks") if (value := getattr(options, name)) is not None}
+    settings |= {name: value for name in ("lr", "distill_blocks", "augment") if (value := getattr(options, name)) is not None}
     settings |= {"precision": options.precision, "channels_last": True}
     others = ("images", "samples", "target_macs", "shrink", "latency_batch")
     folder = ResultFolder(options.out, {**settings, **{name: getattr(options, name) for name in others}})
@@ -80,7 +81,8 @@ def main() -> None:
 def _original(models: Path, network: str) -> nn.Module:
     """The trained network of this name."""
     factory = f"benchmarks.recovery.networks:{network}" if hasattr(networks, network) else None
-    return chansurg.load(models / f"{network}-cifar10jpeg.safetensors", arch=factory)
+    file = models / f"{network}.safetensors"
+    return chansurg.load(file if file.exists() else models / f"{network}-cifar10jpeg.safetensors", arch=factory)
 
 
 def _report(folder: ResultFolder) -> str:
@@ -108,6 +110,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--distill-blocks", type=float, help="weight of the teacher's block outputs, beside its logits")
+    parser.add_argument("--augment", help="of the training images; none for digits, which must not be mirrored")
     parser.add_argument("--precision", default="fp32", help="of the forward pass in training: fp32, bf16 or fp16")
     parser.add_argument("--target-macs", type=float, default=0.43, help="share of the original's; 17.6 M of ResNet-20's 41 M are 0.43")
     parser.add_argument("--shrink", default="1/2")
