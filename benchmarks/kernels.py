@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from chansurg.recipes.pix.fusing import PICK_OR_MIX
+from chansurg.recipes.pix.sampling import SAMPLE_CHANNELS
 from chansurg.recipes.slimconv.folding import FOLD_CHANNELS
 from chansurg.surgery.delivery.timing import seconds_in_turn, stopwatch_for
 from chansurg.surgery.kernels.moving import ADD_CHANNELS, TAKE_CHANNELS
@@ -37,7 +38,7 @@ def main() -> None:
     what = "forward and backward" if options.backward else "forward"
     where = f"{options.device}, {torch.get_num_threads()} threads, batch {options.batch_size}, {options.dtype}"
     print(f"torch {torch.__version__}, {where}, {what}")
-    print(f"{'operator':>14} {'map':>12} {'layout':>14} {'plain ms':>9} {'kernel ms':>10} {'speed-up':>9} {'of a copy':>10}")
+    print(f"{'operator':>16} {'map':>12} {'layout':>14} {'plain ms':>9} {'kernel ms':>10} {'speed-up':>9} {'of a copy':>10}")
     for channels, size in MAPS:
         for layout, memory_format in LAYOUTS.items():
             x = torch.randn(options.batch_size, channels, size, size).relu().to(options.device, dtype, memory_format=memory_format)
@@ -45,7 +46,7 @@ def main() -> None:
                 plain, kernel, copy = times(operator, arguments, options)
                 shape = f"{channels} @{size}"
                 ratios = f"{plain / kernel:8.2f}x {kernel / copy:9.2f}x"
-                print(f"{operator.name:>14} {shape:>12} {layout:>14} {1e3 * plain:9.3f} {1e3 * kernel:10.3f} {ratios}", flush=True)
+                print(f"{operator.name:>16} {shape:>12} {layout:>14} {1e3 * plain:9.3f} {1e3 * kernel:10.3f} {ratios}", flush=True)
 
 
 def calls(x: Tensor) -> Iterator[tuple[Operator, tuple[Any, ...]]]:
@@ -53,6 +54,9 @@ def calls(x: Tensor) -> Iterator[tuple[Operator, tuple[Any, ...]]]:
     batch, channels = x.shape[:2]
     p = torch.rand(batch, channels // 4, device=x.device).to(x.dtype)
     yield PICK_OR_MIX, (x, p, None, [channels // 4], [4], False, False, 0.5)
+    theta, beta = (torch.randn(shape, device=x.device).to(x.dtype) for shape in ((channels // 4, channels), (channels // 4,)))
+    if SAMPLE_CHANNELS.has_kernel(x):
+        yield SAMPLE_CHANNELS, (x, theta, beta, None, [channels // 4], [4], False, False, 0.5, True)
     yield FOLD_CHANNELS, (x, torch.rand(batch, 2, channels, device=x.device).to(x.dtype), 2)
     index = torch.stack([torch.randperm(channels, device=x.device)[: channels // 4] for _ in range(batch)])
     yield TAKE_CHANNELS, (x, index)

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from chansurg.recipes.pix.fusing import PICK_OR_MIX
+from chansurg.recipes.pix.fusing import PICK_OR_MIX, fused
+from chansurg.recipes.pix.sampling import SAMPLE_CHANNELS, probability
 
 if TYPE_CHECKING:
     from chansurg.recipes.pix.layer import PickOrMix
@@ -32,34 +32,48 @@ _MOST_GROUPS = 2
 
 def form_for(layer: PickOrMix, target: Target) -> nn.Module:
     """The form of a PiX layer for a runtime; the layer itself in half precision, and where its subsets are of many sizes."""
-    if target.runtime in ("eager", "compile") and PICK_OR_MIX.has_kernel(layer.theta):
-        return NonnegativePickOrMix(layer) if target.nonnegative else layer
+    has_kernels = [operator.has_kernel(layer.theta) for operator in (SAMPLE_CHANNELS, PICK_OR_MIX)]
+    if target.runtime in ("eager", "compile") and any(has_kernels):
+        return KernelPickOrMix(layer, nonnegative=target.nonnegative)
     groups = _groups(layer.subset_indices())
     if layer.theta.dtype not in (torch.float32, torch.float64) or len(groups) > _MOST_GROUPS:
         return layer
     return BlendedPickOrMix(layer, groups, nonnegative=target.nonnegative, by_axis=target.runtime == "onnxruntime")
 
 
-class NonnegativePickOrMix(nn.Module):
-    """A PiX layer that is given no negative number, so that what it averages are the values themselves.
+class KernelPickOrMix(nn.Module):
+    """A PiX layer by its kernels: ``[B, C, …] -> [B, K, …]``, or ``[B, …, C] -> [B, …, K]``.
 
     Args:
         layer: which it stands for.
+        nonnegative: what comes in holds no negative number, so that its absolute values are itself.
     """
 
-    def __init__(self, layer: PickOrMix) -> None:
+    order: Tensor | None
+
+    def __init__(self, layer: PickOrMix, *, nonnegative: bool) -> None:
         super().__init__()
-        self.layer = layer
+        self.theta, self.beta = layer.theta, layer.beta
+        self.channel_dim, self.nonnegative = layer.channel_dim, nonnegative
+        order, *choice = layer.choice()
+        self.register_buffer("order", order)
+        self._choice: tuple[Any, ...] = tuple(choice)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See :class:`PickOrMix`."""
-        return self.layer.fuse(x, _probability(x, self.layer.channel_dim, self.layer.theta, self.layer.beta).to(x.dtype))
+        """See the class."""
+        channel = self.channel_dim % x.ndim
+        x = x if channel == 1 else x.movedim(channel, 1)
+        theta, beta, order = self.theta, self.beta, self.order
+        if x.dtype == theta.dtype and SAMPLE_CHANNELS.serves(x):
+            y = SAMPLE_CHANNELS(x, theta, beta, order, *self._choice, self.nonnegative)
+        else:
+            p = probability(x, theta, beta, nonnegative=self.nonnegative).to(x.dtype)
+            y = (PICK_OR_MIX if PICK_OR_MIX.serves(x) else fused)(x, p, order, *self._choice)
+        return y if channel == 1 else y.movedim(1, channel)
 
-
-def _probability(magnitudes: Tensor, channel_dim: int, theta: Tensor, beta: Tensor) -> Tensor:
-    others = [dim for dim in range(1, magnitudes.ndim) if dim != channel_dim % magnitudes.ndim]
-    g = magnitudes.mean(others) if others else magnitudes
-    return torch.sigmoid(functional.linear(g, theta, beta))
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.theta.shape[1]} -> {self.theta.shape[0]}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,7 @@ class BlendedPickOrMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         channel = self.channel_dim % x.ndim
-        p = _probability(x if self.nonnegative else x.abs(), channel, self.theta, self.beta)
+        p = probability(x, self.theta, self.beta, channel, nonnegative=self.nonnegative)
         picking, mixing = self._factors(p)
         blended = [self._blend(x, channel, number, picking, mixing) for number in range(len(self.groups))]
         return blended[0] if len(blended) == 1 else torch.cat(blended, channel)

@@ -1,4 +1,5 @@
-// Pick-or-Mix, Equations 2 and 3, in one read: of each subset of channels the extreme or the mean, as p says, times p.
+// Pick-or-Mix, Equations 2 and 3, in one read: of each subset of channels the extreme or the mean, as p says, times p. And the whole layer,
+// from the means that p comes from (Equation 1) on. Loops that are shared among threads belong to the parallel region of their caller.
 //
 // x [B, C, P] and gradient [B, K, P] lie with positions innermost (rows), or with channels innermost ([B, P, C]) where `innermost` is set.
 // Either way what lies next to each other in memory is worked on together: positions of one subset, or subsets of one position.
@@ -6,6 +7,7 @@
 #include "numbers.h"
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 #include <vector>
 
@@ -69,7 +71,7 @@ inline void reduce_rows(const T* x, const Subsets& subsets, int64_t k, int64_t P
 template <class T, bool LEAST>
 void rows_forward(const T* x, const float* p, const Subsets& subsets, T* y, int64_t B, int64_t C, int64_t P, float tau) {
     const int64_t K = subsets.count;
-#pragma omp parallel for
+#pragma omp for
     for (int64_t bk = 0; bk < B * K; bk++) {
         const int64_t b = bk / K, k = bk % K, size = subsets.size(k);
         const bool picks = p[bk] <= tau;
@@ -153,7 +155,7 @@ template <class T, bool LEAST>
 void positions_forward(const T* x, const float* p, const Subsets& subsets, T* y, int64_t B, int64_t C, int64_t P, float tau) {
     const int64_t K = subsets.count;
     const std::vector<Group> groups = subsets.groups();
-#pragma omp parallel for
+#pragma omp for
     for (int64_t bp = 0; bp < B * P; bp++)
         for (const Group& group : groups)
             for (int64_t begin = 0; begin < group.count; begin += LANES) {
@@ -166,6 +168,71 @@ void positions_forward(const T* x, const float* p, const Subsets& subsets, T* y,
                 for (int64_t i = 0; i < count; i++)
                     store(out[i], factors[i] * (factors[i] <= tau ? picked[i] : sum[i] / divisor));
             }
+}
+
+template <class T>
+inline float rounded(float value) {
+    T place;
+    store(place, value);
+    return load(place);
+}
+
+// Means of the magnitudes of each channel, g [B, C]. Where channels lie innermost, `parts` runs of positions are summed by themselves, into
+// sums [B, parts, C]: what comes out does not depend on the number of threads.
+template <class T, bool MAGNITUDES>
+void means(const T* x, float* g, float* sums, int64_t B, int64_t C, int64_t P, int64_t parts) {
+    const float share = 1.0f / static_cast<float>(P);
+    const auto magnitude = [](T number) { return MAGNITUDES ? std::fabs(load(number)) : load(number); };
+    if (parts == 0) {
+#pragma omp for
+        for (int64_t bc = 0; bc < B * C; bc++) {
+            const T* __restrict row = x + bc * P;
+            float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+            for (int64_t i = 0; i < P; i++) total += magnitude(row[i]);
+            g[bc] = rounded<T>(total * share);
+        }
+        return;
+    }
+    const int64_t run = (P + parts - 1) / parts;
+#pragma omp for collapse(2)
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t part = 0; part < parts; part++) {
+            float* __restrict sum = sums + (b * parts + part) * C;
+            std::fill(sum, sum + C, 0.0f);
+            for (int64_t at = part * run; at < std::min(P, (part + 1) * run); at++) {
+                const T* __restrict row = x + (b * P + at) * C;
+#pragma omp simd
+                for (int64_t c = 0; c < C; c++) sum[c] += magnitude(row[c]);
+            }
+        }
+#pragma omp for collapse(2)
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t begin = 0; begin < C; begin += LANES) {
+            const int64_t count = std::min(LANES, C - begin);
+            float total[LANES] = {};
+            for (int64_t part = 0; part < parts; part++) {
+                const float* __restrict sum = sums + (b * parts + part) * C + begin;
+#pragma omp simd
+                for (int64_t i = 0; i < count; i++) total[i] += sum[i];
+            }
+            for (int64_t i = 0; i < count; i++) g[b * C + begin + i] = rounded<T>(total[i] * share);
+        }
+}
+
+// Section 3.2: p = sigmoid(g theta^T + beta), [B, K].
+template <class T>
+void probabilities(const float* g, const T* theta, const T* beta, float* p, int64_t B, int64_t C, int64_t K) {
+#pragma omp for
+    for (int64_t k = 0; k < K; k++)
+        for (int64_t b = 0; b < B; b++) {
+            const T* __restrict row = theta + k * C;
+            const float* __restrict mean = g + b * C;
+            float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+            for (int64_t c = 0; c < C; c++) total += load(row[c]) * mean[c];
+            p[b * K + k] = rounded<T>(1.0f / (1.0f + std::exp(-rounded<T>(total + load(beta[k])))));
+        }
 }
 
 // A gradient goes to all channels that share the extreme, in equal parts.
@@ -271,7 +338,20 @@ void positions_backward(const T* gradient, const T* x, const float* p, const Sub
         const Subsets subsets{K, first, longer, shorter, strided, order};                                                               \
         const auto rows = least ? rows_forward<T, true> : rows_forward<T, false>;                                                       \
         const auto positions = least ? positions_forward<T, true> : positions_forward<T, false>;                                        \
-        (innermost ? positions : rows)(x, p, subsets, y, B, C, P, tau);                                                                 \
+        _Pragma("omp parallel")(innermost ? positions : rows)(x, p, subsets, y, B, C, P, tau);                                          \
+    }                                                                                                                                   \
+    extern "C" void sample_##NAME(const T* x, const T* theta, const T* beta, const int64_t* order, T* y, float* g, float* sums,         \
+                                  float* p, int64_t B, int64_t C, int64_t K, int64_t P, int64_t parts, int64_t first, int64_t longer,   \
+                                  int64_t shorter, bool strided, bool innermost, bool least, bool nonnegative, float tau) {             \
+        const Subsets subsets{K, first, longer, shorter, strided, order};                                                               \
+        const auto rows = least ? rows_forward<T, true> : rows_forward<T, false>;                                                       \
+        const auto positions = least ? positions_forward<T, true> : positions_forward<T, false>;                                        \
+        const auto average = nonnegative ? means<T, false> : means<T, true>;                                                            \
+        _Pragma("omp parallel") {                                                                                                       \
+            average(x, g, sums, B, C, P, parts);                                                                                        \
+            probabilities(g, theta, beta, p, B, C, K);                                                                                  \
+            (innermost ? positions : rows)(x, p, subsets, y, B, C, P, tau);                                                             \
+        }                                                                                                                               \
     }                                                                                                                                   \
     extern "C" void backward_##NAME(const T* gradient, const T* x, const float* p, const int64_t* order, T* dx, float* dp, int64_t B,   \
                                     int64_t C, int64_t K, int64_t P, int64_t first, int64_t longer, int64_t shorter, bool strided,      \

@@ -22,6 +22,9 @@ from chansurg.surgery.kernels.operators import Operator, in_front
 _PARTS = 16
 """Runs of positions whose gradients are summed by themselves where channels lie innermost."""
 
+CHOICE = "Tensor? order, int[] counts, int[] sizes, bool strided, bool least, float tau"
+"""What :func:`fused` is told of subsets and of what to take of each, in an operator's schema."""
+
 
 def fused(
     x: Tensor, p: Tensor, order: Tensor | None, counts: Sequence[int], sizes: Sequence[int], strided: bool, least: bool, tau: float
@@ -93,7 +96,7 @@ class PickOrMixOperator(Operator):
     """``chansurg::pick_or_mix``, with the arguments of :func:`fused`."""
 
     name = "pick_or_mix"
-    arguments = "Tensor x, Tensor p, Tensor? order, int[] counts, int[] sizes, bool strided, bool least, float tau"
+    arguments = f"Tensor x, Tensor p, {CHOICE}"
     differentiable = 2
     source = Path(__file__).with_suffix(".cpp")
     on_cuda = "chansurg.recipes.pix.fusing_triton"
@@ -111,13 +114,13 @@ class PickOrMixOperator(Operator):
         """See :class:`Operator`."""
         x, p, order, counts, sizes, strided, least, tau = arguments
         innermost = channels_innermost(x)
-        x, y, limit = packed(x, innermost=innermost), empty(x, p.shape[1]), _rounded(tau, x.dtype)
+        x, y, limit = packed(x, innermost=innermost), empty(x, p.shape[1]), rounded(tau, x.dtype)
         if x.is_cuda:
-            self.triton.forward(x, p, order, _numbers(counts, sizes), strided, least, limit, y)
+            self.triton.forward(x, p, order, numbers(counts, sizes), strided, least, limit, y)
         else:
             p = p.float().contiguous()
             self.compiled("forward", x)(
-                address(x), address(p), address(order), address(y), *_extents(x, p), *_numbers(counts, sizes),
+                address(x), address(p), address(order), address(y), *extents(x, p.shape[1]), *numbers(counts, sizes),
                 ctypes.c_bool(strided), ctypes.c_bool(innermost), ctypes.c_bool(least), ctypes.c_float(limit),
             )  # fmt: skip
         return y
@@ -126,17 +129,17 @@ class PickOrMixOperator(Operator):
         """See :class:`Operator`."""
         x, p, order, counts, sizes, strided, least, tau = arguments
         innermost = channels_innermost(x)
-        x, gradient, limit = packed(x, innermost=innermost), packed(gradient.to(x.dtype), innermost=innermost), _rounded(tau, x.dtype)
+        x, gradient, limit = packed(x, innermost=innermost), packed(gradient.to(x.dtype), innermost=innermost), rounded(tau, x.dtype)
         for_x = empty(x, x.shape[1])
         if x.is_cuda:
-            for_p = self.triton.backward(gradient, x, p, order, _numbers(counts, sizes), strided, least, limit, for_x)
+            for_p = self.triton.backward(gradient, x, p, order, numbers(counts, sizes), strided, least, limit, for_x)
             return for_x, for_p.to(p.dtype)
         wide = p.float().contiguous()
         parts = min(_PARTS, positions(x)) if innermost else 1
         for_p = torch.empty(parts, *p.shape, dtype=torch.float32)
         self.compiled("backward", x)(
-            address(gradient), address(x), address(wide), address(order), address(for_x), address(for_p), *_extents(x, p),
-            *_numbers(counts, sizes), ctypes.c_bool(strided), ctypes.c_bool(innermost), ctypes.c_bool(least), ctypes.c_float(limit),
+            address(gradient), address(x), address(wide), address(order), address(for_x), address(for_p), *extents(x, p.shape[1]),
+            *numbers(counts, sizes), ctypes.c_bool(strided), ctypes.c_bool(innermost), ctypes.c_bool(least), ctypes.c_float(limit),
             ctypes.c_int64(parts),
         )  # fmt: skip
         return for_x, for_p.sum(0).to(p.dtype)
@@ -147,16 +150,18 @@ class PickOrMixOperator(Operator):
         return torch.unflatten(self(x.flatten(0, 1), p.flatten(0, 1), *arguments[2:]), 0, (size, -1)), 0
 
 
-def _extents(x: Tensor, p: Tensor) -> tuple[ctypes.c_int64, ...]:
-    return tuple(map(ctypes.c_int64, (x.shape[0], x.shape[1], p.shape[1], positions(x))))
+def extents(x: Tensor, outputs: int) -> tuple[ctypes.c_int64, ...]:
+    """Images, channels, subsets and positions, as functions of the source take them."""
+    return tuple(map(ctypes.c_int64, (x.shape[0], x.shape[1], outputs, positions(x))))
 
 
-def _numbers(counts: Sequence[int], sizes: Sequence[int]) -> tuple[ctypes.c_int64, ...]:
+def numbers(counts: Sequence[int], sizes: Sequence[int]) -> tuple[ctypes.c_int64, ...]:
+    """The groups of subsets, as functions of the source take them: how many the first has, and the channels in each of both."""
     return tuple(map(ctypes.c_int64, (counts[0], sizes[0], sizes[-1])))
 
 
 @cache
-def _rounded(tau: float, dtype: torch.dtype) -> float:
+def rounded(tau: float, dtype: torch.dtype) -> float:
     """The threshold as a comparison with a tensor of this precision has it."""
     return float(torch.tensor(tau, dtype=dtype))
 

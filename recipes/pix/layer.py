@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from chansurg.recipes.pix.fusing import PICK_OR_MIX, fused
 from chansurg.recipes.pix.options import OPERATORS
 from chansurg.recipes.pix.partition import Subsets, check_partition, contiguous_runs, partition
+from chansurg.recipes.pix.sampling import probability
 from chansurg.surgery.editing.narrowing import reason_against_indices
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.layer import RecipeLayer, Target
@@ -117,13 +117,7 @@ class PickOrMix(RecipeLayer):
 
     def probability(self, x: Tensor) -> Tensor:
         """The sampling probabilities ``p``: ``[B, C, …] -> [B, K]`` (``[B, …, C]`` with ``channel_dim=-1``)."""
-        others = [dim for dim in range(1, x.ndim) if dim != self.channel_dim % x.ndim]
-        g = x.abs()
-        if others:
-            # The sum over a whole image overflows in half precision.
-            half = x.dtype in (torch.float16, torch.bfloat16)
-            g = g.mean(others, dtype=torch.float32 if half else None).to(x.dtype)
-        return torch.sigmoid(functional.linear(g, self.theta, self.beta))
+        return probability(x, self.theta, self.beta, self.channel_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, …] -> [B, K, …]``, or ``[B, …, C] -> [B, …, K]`` with ``channel_dim=-1``; dtype and memory format are kept."""
@@ -133,12 +127,15 @@ class PickOrMix(RecipeLayer):
         """What the layer makes of ``x`` under the sampling probabilities ``p`` ``[B, K]``, in the precision of ``x``."""
         channel = self.channel_dim % x.ndim
         x = x if channel == 1 else x.movedim(channel, 1)
+        y = (PICK_OR_MIX if PICK_OR_MIX.serves(x) else fused)(x, p, *self.choice())
+        return y if channel == 1 else y.movedim(1, channel)
+
+    def choice(self) -> tuple[Tensor | None, list[int], list[int], bool, bool, float]:
+        """The subsets and what is taken of each, as :func:`fused` has them behind ``p``."""
         strided = self.subsets == "strided"
         groups = contiguous_runs(self.in_channels, self.out_channels, None if strided else self.zeta)
         counts, sizes = [count for count, _ in groups], [size for _, size in groups]
-        fuse = PICK_OR_MIX if PICK_OR_MIX.serves(x) else fused
-        y = fuse(x, p, self.order, counts, sizes, strided, self.operator == "min", _LIMITS.get(self.operator, self.tau))
-        return y if channel == 1 else y.movedim(1, channel)
+        return self.order, counts, sizes, strided, self.operator == "min", _LIMITS.get(self.operator, self.tau)
 
     def for_runtime(self, target: Target) -> nn.Module:
         """See :mod:`chansurg.recipes.pix.forms`."""

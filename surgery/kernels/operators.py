@@ -39,14 +39,14 @@ class Operator(ABC):
         arguments: their schema, as torch's operators have it.
         differentiable: how many of them gradients flow to.
         source: the kernels for the CPU, in C++.
-        on_cuda: the module with those for CUDA, which needs Triton.
+        on_cuda: the module with those for CUDA, which needs Triton; empty where there are none.
     """
 
     name: str
     arguments: str
     differentiable: int
     source: Path
-    on_cuda: str
+    on_cuda = ""
 
     _is_built = False
 
@@ -85,7 +85,7 @@ class Operator(ABC):
     def has_kernel(self, x: Tensor) -> bool:
         """Whether there is a kernel here: on CPU where there is a compiler, on CUDA where there is Triton, in single and half precision."""
         if x.device.type == "cuda":
-            return x.dtype in _ON_CUDA and HAS_TRITON
+            return bool(self.on_cuda) and x.dtype in _ON_CUDA and HAS_TRITON
         if x.device.type != "cpu" or x.dtype not in _COMPILED:
             return False
         self._is_built = is_available(self.source)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from chansurg.recipes.pix.fusing import PICK_OR_MIX
 from chansurg.recipes.pix.partition import contiguous_runs
+from chansurg.recipes.pix.sampling import SAMPLE_CHANNELS
 from chansurg.recipes.slimconv.folding import FOLD_CHANNELS
 from chansurg.surgery.kernels.moving import ADD_CHANNELS, TAKE_CHANNELS
 from chansurg.surgery.kernels.operators import Operator
@@ -69,6 +70,7 @@ def _pick_or_mix(x: Tensor) -> Iterator[Call]:
     batch, channels = x.shape[:2]
     for outputs, zeta in ((max(1, channels // 4), None), (-(-channels // 3), 3), (channels, None)):
         p = torch.rand(batch, outputs, device=x.device).to(x.dtype)
+        theta, beta = ((torch.randn(shape, device=x.device)).to(x.dtype) for shape in ((outputs, channels), (outputs,)))
         for subsets in ("contiguous", "strided", "named"):
             groups = contiguous_runs(channels, outputs, None if subsets == "strided" else zeta)
             if subsets == "strided" and zeta is not None:
@@ -76,8 +78,12 @@ def _pick_or_mix(x: Tensor) -> Iterator[Call]:
             order = torch.randperm(channels, device=x.device) if subsets == "named" else None
             counts, sizes = [count for count, _ in groups], [size for _, size in groups]
             for least, tau in ((False, 0.5), (True, 0.3), (False, torch.inf), (False, -torch.inf)):
-                arguments = (x, p, order, counts, sizes, subsets == "strided", least, tau)
-                yield Call(PICK_OR_MIX, arguments, f"pick_or_mix-{subsets}-{outputs}-{least}-{tau}")
+                choice = (order, counts, sizes, subsets == "strided", least, tau)
+                yield Call(PICK_OR_MIX, (x, p, *choice), f"pick_or_mix-{subsets}-{outputs}-{least}-{tau}")
+                # In half precision a probability that is rounded otherwise may lie on the other side of the threshold.
+                if x.dtype == torch.float32 or tau in (torch.inf, -torch.inf):
+                    arguments = (x - 0.1, theta, beta, *choice, False) if least else (x, theta, beta, *choice, True)
+                    yield Call(SAMPLE_CHANNELS, arguments, f"sample_channels-{subsets}-{outputs}-{least}-{tau}")
 
 
 def _fold_channels(x: Tensor) -> Iterator[Call]:

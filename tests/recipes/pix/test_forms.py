@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from chansurg.recipes.pix.forms import BlendedPickOrMix
+from chansurg.recipes.pix.forms import BlendedPickOrMix, KernelPickOrMix
+from chansurg.recipes.pix.fusing import PICK_OR_MIX
 from chansurg.recipes.pix.layer import PickOrMix
 from chansurg.surgery.layer import Target
 
@@ -60,4 +61,32 @@ def test_it_holds_the_layers_own_tensors_and_nothing_else_in_its_state() -> None
 
 def test_half_precision_keeps_the_layer_which_sums_in_single_precision() -> None:
     layer = layers("pick-or-mix", (8, 4, {"zeta": 2}), 1).to(torch.bfloat16)
-    assert layer.for_runtime(Target("eager")) is layer
+    assert layer.for_runtime(Target("export")) is layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channel_dim", [1, -1])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_by_its_kernels_it_computes_the_same(operator: str, channel_dim: int, dtype: torch.dtype) -> None:
+    for width in WIDTHS:
+        layer = layers(operator, width, channel_dim).to(dtype)
+        if not PICK_OR_MIX.has_kernel(layer.theta):
+            pytest.skip("no kernels here")
+        for positive in (False, True):
+            form = layer.for_runtime(Target("eager", nonnegative=positive))
+            assert isinstance(form, KernelPickOrMix)
+            for sides in SHAPES[channel_dim]:
+                shape = (3, width[0], *sides[1:]) if channel_dim == 1 else (3, *sides, width[0])
+                x = torch.randn(shape, dtype=dtype)
+                x = x.abs() if positive else x
+                expected = layer(x)
+                with torch.inference_mode():
+                    assert torch.allclose(form(x), expected, rtol=1e-5 if dtype == torch.float32 else 2**-6, atol=1e-6)
+
+
+def test_what_comes_in_another_precision_than_the_layers_is_no_matter_for_one_kernel() -> None:
+    layer = layers("pick-or-mix", (8, 4, {"zeta": 2}), 1).float()
+    form = layer.for_runtime(Target("eager"))
+    x = torch.randn(2, 8, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(form(x.bfloat16()), layer(x.bfloat16()))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import chansurg
 from chansurg.recipes.pix.fusing import PICK_OR_MIX
 from chansurg.recipes.pix.layer import PickOrMix
+from chansurg.recipes.pix.sampling import SAMPLE_CHANNELS
 from chansurg.recipes.slimconv.layer import SlimConv
 from chansurg.surgery.kernels.operators import Operator
 from tests.networks.calls import Call, calls
@@ -42,7 +43,7 @@ def test_kernels_agree_with_the_plain_forms_in_float64_forward_and_backward(devi
         found = call.operator(*leaves)
         assert relative(found, expected) <= 1e-6, call.name
         for mine, its in zip(gradients(found, inputs), gradients(expected, tuple(exact)), strict=True):
-            assert relative(mine, its) <= 2e-6, call.name
+            assert relative(mine, its) <= (4e-6 if call.operator is SAMPLE_CHANNELS else 2e-6), call.name  # three steps, not one
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -50,14 +51,15 @@ def test_in_bfloat16_kernels_differ_from_the_exact_result_by_a_rounding(device: 
     for call in calls(torch.bfloat16, device):
         leaves = call.leaves()
         inputs = leaves[: call.operator.differentiable]
-        exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        whole = call.operator is SAMPLE_CHANNELS  # which rounds its means and probabilities, as its plain form does
+        exact = [tensor.detach().to(tensor.dtype if whole else torch.float64).requires_grad_() for tensor in inputs]
         others = list(leaves[len(inputs) :])
         if call.operator is PICK_OR_MIX:  # the threshold, as a tensor of this precision compares with it
             others[-1] = float(torch.tensor(others[-1], dtype=torch.bfloat16))
         expected = call.operator.plain(*exact, *others)
         found = call.operator(*leaves)
         assert found.dtype == torch.bfloat16
-        assert relative(found, expected) <= 2**-8, call.name
+        assert relative(found, expected) <= (2**-7 if whole else 2**-8), call.name
         for mine, its in zip(gradients(found, inputs), gradients(expected, tuple(exact)), strict=True):
             assert relative(mine, its) <= 2**-6, call.name
 
@@ -80,7 +82,7 @@ def of_each(shape: str = "2x10x30x33", layout: str = "channels_innermost") -> It
     for call in calls():
         if call.name.endswith(f"{shape}-{layout}"):
             seen.setdefault(type(call.operator), call)
-    assert len(seen) == 4
+    assert len(seen) == 5
     return iter(seen.values())
 
 
