@@ -17,6 +17,7 @@ from torch import Tensor
 
 from chansurg.recipes.pix.fusing import PICK_OR_MIX
 from chansurg.recipes.pix.sampling import SAMPLE_CHANNELS
+from chansurg.recipes.slimconv.attending import ATTEND_CHANNELS
 from chansurg.recipes.slimconv.folding import FOLD_CHANNELS
 from chansurg.surgery.delivery.timing import seconds_in_turn, stopwatch_for
 from chansurg.surgery.kernels.moving import ADD_CHANNELS, TAKE_CHANNELS
@@ -58,6 +59,10 @@ def calls(x: Tensor) -> Iterator[tuple[Operator, tuple[Any, ...]]]:
     if SAMPLE_CHANNELS.has_kernel(x):
         yield SAMPLE_CHANNELS, (x, theta, beta, None, [channels // 4], [4], False, False, 0.5, True)
     yield FOLD_CHANNELS, (x, torch.rand(batch, 2, channels, device=x.device).to(x.dtype), 2)
+    if ATTEND_CHANNELS.has_kernel(x):
+        shapes = ((channels // 32, channels), (channels // 32,), (channels, channels // 32), (channels,))
+        attention = [torch.randn(shape).to(x.dtype) for shape in shapes]
+        yield ATTEND_CHANNELS, (x, *attention, torch.stack([torch.arange(channels), torch.arange(channels).flip(0)]), 2)
     index = torch.stack([torch.randperm(channels, device=x.device)[: channels // 4] for _ in range(batch)])
     yield TAKE_CHANNELS, (x, index)
     yield ADD_CHANNELS, (x, TAKE_CHANNELS(x, index), index[0])

@@ -5,9 +5,9 @@
 // Either way what lies next to each other in memory is worked on together: positions of one subset, or subsets of one position.
 
 #include "numbers.h"
+#include "pooled.h"
 
 #include <algorithm>
-#include <cmath>
 #include <tuple>
 #include <vector>
 
@@ -170,71 +170,6 @@ void positions_forward(const T* x, const float* p, const Subsets& subsets, T* y,
             }
 }
 
-template <class T>
-inline float rounded(float value) {
-    T place;
-    store(place, value);
-    return load(place);
-}
-
-// Means of the magnitudes of each channel, g [B, C]. Where channels lie innermost, `parts` runs of positions are summed by themselves, into
-// sums [B, parts, C]: what comes out does not depend on the number of threads.
-template <class T, bool MAGNITUDES>
-void means(const T* x, float* g, float* sums, int64_t B, int64_t C, int64_t P, int64_t parts) {
-    const float share = 1.0f / static_cast<float>(P);
-    const auto magnitude = [](T number) { return MAGNITUDES ? std::fabs(load(number)) : load(number); };
-    if (parts == 0) {
-#pragma omp for
-        for (int64_t bc = 0; bc < B * C; bc++) {
-            const T* __restrict row = x + bc * P;
-            float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-            for (int64_t i = 0; i < P; i++) total += magnitude(row[i]);
-            g[bc] = rounded<T>(total * share);
-        }
-        return;
-    }
-    const int64_t run = (P + parts - 1) / parts;
-#pragma omp for collapse(2)
-    for (int64_t b = 0; b < B; b++)
-        for (int64_t part = 0; part < parts; part++) {
-            float* __restrict sum = sums + (b * parts + part) * C;
-            std::fill(sum, sum + C, 0.0f);
-            for (int64_t at = part * run; at < std::min(P, (part + 1) * run); at++) {
-                const T* __restrict row = x + (b * P + at) * C;
-#pragma omp simd
-                for (int64_t c = 0; c < C; c++) sum[c] += magnitude(row[c]);
-            }
-        }
-#pragma omp for collapse(2)
-    for (int64_t b = 0; b < B; b++)
-        for (int64_t begin = 0; begin < C; begin += LANES) {
-            const int64_t count = std::min(LANES, C - begin);
-            float total[LANES] = {};
-            for (int64_t part = 0; part < parts; part++) {
-                const float* __restrict sum = sums + (b * parts + part) * C + begin;
-#pragma omp simd
-                for (int64_t i = 0; i < count; i++) total[i] += sum[i];
-            }
-            for (int64_t i = 0; i < count; i++) g[b * C + begin + i] = rounded<T>(total[i] * share);
-        }
-}
-
-// Section 3.2: p = sigmoid(g theta^T + beta), [B, K].
-template <class T>
-void probabilities(const float* g, const T* theta, const T* beta, float* p, int64_t B, int64_t C, int64_t K) {
-#pragma omp for
-    for (int64_t k = 0; k < K; k++)
-        for (int64_t b = 0; b < B; b++) {
-            const T* __restrict row = theta + k * C;
-            const float* __restrict mean = g + b * C;
-            float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-            for (int64_t c = 0; c < C; c++) total += load(row[c]) * mean[c];
-            p[b * K + k] = rounded<T>(1.0f / (1.0f + std::exp(-rounded<T>(total + load(beta[k])))));
-        }
-}
-
 // A gradient goes to all channels that share the extreme, in equal parts.
 template <class T, bool LEAST>
 void rows_backward(const T* gradient, const T* x, const float* p, const Subsets& subsets, T* dx, float* dp, int64_t B, int64_t C, int64_t P,
@@ -346,10 +281,10 @@ void positions_backward(const T* gradient, const T* x, const float* p, const Sub
         const Subsets subsets{K, first, longer, shorter, strided, order};                                                               \
         const auto rows = least ? rows_forward<T, true> : rows_forward<T, false>;                                                       \
         const auto positions = least ? positions_forward<T, true> : positions_forward<T, false>;                                        \
-        const auto average = nonnegative ? means<T, false> : means<T, true>;                                                            \
+        const auto average = nonnegative ? means<T, as_it_is> : means<T, magnitude>;                                                    \
         _Pragma("omp parallel") {                                                                                                       \
             average(x, g, sums, B, C, P, parts);                                                                                        \
-            probabilities(g, theta, beta, p, B, C, K);                                                                                  \
+            dense<T, sigmoid>(g, theta, beta, p, B, C, K);                                                                              \
             (innermost ? positions : rows)(x, p, subsets, y, B, C, P, tau);                                                             \
         }                                                                                                                               \
     }                                                                                                                                   \

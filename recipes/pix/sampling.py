@@ -18,11 +18,8 @@ from torch.nn import functional
 
 from chansurg.recipes.pix.fusing import CHOICE, PICK_OR_MIX, extents, fused, numbers, rounded
 from chansurg.surgery.kernels.compiled import address
-from chansurg.surgery.kernels.layouts import channels_innermost, empty, packed, positions
+from chansurg.surgery.kernels.layouts import channels_innermost, empty, packed, parts_of_means
 from chansurg.surgery.kernels.operators import Operator, in_front
-
-_MOST_PARTS = 16
-_FEWEST_POSITIONS = 16
 
 
 def probability(x: Tensor, theta: Tensor, beta: Tensor, channel_dim: int = 1, *, nonnegative: bool = False) -> Tensor:
@@ -71,7 +68,7 @@ class SampleChannelsOperator(Operator):
         innermost = channels_innermost(x)
         x, theta, beta, y = packed(x, innermost=innermost), theta.contiguous(), beta.contiguous(), empty(x, theta.shape[0])
         batch, (outputs, channels) = len(x), theta.shape
-        parts = max(1, min(_MOST_PARTS, positions(x) // _FEWEST_POSITIONS)) if innermost else 0
+        parts = parts_of_means(x, innermost=innermost)
         means, sums, p = (
             torch.empty(count, dtype=torch.float32) for count in (batch * channels, batch * parts * channels, batch * outputs)
         )
@@ -84,11 +81,11 @@ class SampleChannelsOperator(Operator):
 
     def backward_kernel(self, gradient: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         """See :class:`Operator`."""
+        return self.gradients(self._in_steps, gradient, arguments)
+
+    def _in_steps(self, *arguments: Any) -> Tensor:
         x, theta, beta, *subsets, nonnegative = arguments
-        with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in (x, theta, beta)]
-            found = PICK_OR_MIX(leaves[0], probability(*leaves, nonnegative=nonnegative), *subsets)
-            return torch.autograd.grad(found, leaves, gradient)
+        return PICK_OR_MIX(x, probability(x, theta, beta, nonnegative=nonnegative), *subsets)
 
     def unbatched(self, size: int, arguments: Sequence[Any], dims: Sequence[int | None]) -> tuple[Tensor, int]:
         """A batch of batches is a longer batch, as long as all calls have the same ``theta`` and ``beta``."""

@@ -1,9 +1,10 @@
 // fold_m(w * x) of SlimConv, Equation 2, for several orders of the weights at once: x is read once.
 //
 // x [B, C, P] and y [N, B, S, P], with S = C / m, lie with positions innermost, or with channels innermost where `innermost` is set.
-// weights [B, N, C] are in single precision.
+// weights [B, N, C] are in single precision. Forward loops are shared among the threads of their caller's parallel region.
 
 #include "numbers.h"
+#include "pooled.h"
 
 #include <algorithm>
 
@@ -11,7 +12,7 @@ namespace {
 
 template <class T>
 void rows_forward(const T* x, const float* w, T* y, int64_t B, int64_t C, int64_t S, int64_t N, int64_t P) {
-#pragma omp parallel for
+#pragma omp for
     for (int64_t bs = 0; bs < B * S; bs++) {
         const int64_t b = bs / S, s = bs % S;
         for (int64_t begin = 0; begin < P; begin += BLOCK) {
@@ -32,7 +33,7 @@ void rows_forward(const T* x, const float* w, T* y, int64_t B, int64_t C, int64_
 
 template <class T>
 void positions_forward(const T* x, const float* w, T* y, int64_t B, int64_t C, int64_t S, int64_t N, int64_t P) {
-#pragma omp parallel for
+#pragma omp for
     for (int64_t bp = 0; bp < B * P; bp++)
         for (int64_t n = 0; n < N; n++)
             for (int64_t begin = 0; begin < S; begin += BLOCK) {
@@ -46,6 +47,14 @@ void positions_forward(const T* x, const float* w, T* y, int64_t B, int64_t C, i
                 T* out = y + (n * B * P + bp) * S + begin;
                 for (int64_t i = 0; i < count; i++) store(out[i], folded[i]);
             }
+}
+
+// One number a channel, as each path takes them: w [B, N, C] from attention [B, C].
+void in_orders(const float* attention, const int64_t* orders, float* w, int64_t B, int64_t C, int64_t N) {
+#pragma omp for collapse(2)
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t c = 0; c < C; c++) w[(b * N + n) * C + c] = attention[b * C + orders[n * C + c]];
 }
 
 template <class T>
@@ -113,7 +122,18 @@ void positions_backward(const T* gradient, const T* x, const float* w, T* dx, fl
 #define FUNCTIONS(T, NAME)                                                                                                             \
     extern "C" void forward_##NAME(const T* x, const float* w, T* y, int64_t B, int64_t C, int64_t S, int64_t N, int64_t P,            \
                                    bool innermost) {                                                                                   \
-        (innermost ? positions_forward<T> : rows_forward<T>)(x, w, y, B, C, S, N, P);                                                  \
+        _Pragma("omp parallel")(innermost ? positions_forward<T> : rows_forward<T>)(x, w, y, B, C, S, N, P);                           \
+    }                                                                                                                                  \
+    extern "C" void attend_##NAME(const T* x, const T* squeeze, const T* squeeze_bias, const T* excite, const T* excite_bias,          \
+                                  const int64_t* orders, T* y, float* g, float* sums, float* hidden, float* attention, float* w,       \
+                                  int64_t B, int64_t C, int64_t S, int64_t N, int64_t P, int64_t H, int64_t parts, bool innermost) {   \
+        _Pragma("omp parallel") {                                                                                                      \
+            means<T, as_it_is>(x, g, sums, B, C, P, parts);                                                                            \
+            dense<T, rectified>(g, squeeze, squeeze_bias, hidden, B, C, H);                                                            \
+            dense<T, sigmoid>(hidden, excite, excite_bias, attention, B, H, C);                                                        \
+            in_orders(attention, orders, w, B, C, N);                                                                                  \
+            (innermost ? positions_forward<T> : rows_forward<T>)(x, w, y, B, C, S, N, P);                                              \
+        }                                                                                                                              \
     }                                                                                                                                  \
     extern "C" void backward_##NAME(const T* gradient, const T* x, const float* w, T* dx, float* dw, int64_t B, int64_t C, int64_t S,  \
                                     int64_t N, int64_t P, bool innermost, int64_t parts) {                                             \

@@ -17,7 +17,7 @@ from torch.nn import functional
 from chansurg.recipes.slimconv.folding import FOLD_CHANNELS, fold
 from chansurg.recipes.slimconv.options import PATHS, RATIO, WEIGHTS
 from chansurg.surgery.errors import InputError
-from chansurg.surgery.layer import RecipeLayer
+from chansurg.surgery.layer import RecipeLayer, Target
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -145,6 +145,12 @@ class SlimConv(RecipeLayer):
         half = x.dtype in (torch.float16, torch.bfloat16)
         z = x.mean((2, 3), keepdim=True, dtype=torch.float32 if half else None).to(x.dtype)
         return torch.sigmoid(self.excite(functional.relu(self.norm(self.squeeze(z))))).to(x.dtype)
+
+    def for_runtime(self, target: Target) -> nn.Module:
+        """See :mod:`chansurg.recipes.slimconv.forms`."""
+        from chansurg.recipes.slimconv.forms import form_for
+
+        return form_for(self, target)
 
     def norms_inside(self) -> list[tuple[str, str]]:
         """The attention's norm, and that of every path but the top one."""

@@ -31,3 +31,12 @@ def empty(x: Tensor, channels: int, *, leading: tuple[int, ...] = ()) -> Tensor:
 def positions(x: Tensor) -> int:
     """How many positions a map ``[B, C, …]`` has."""
     return prod(x.shape[2:])
+
+
+_MOST_PARTS = 16
+_FEWEST_POSITIONS = 16
+
+
+def parts_of_means(x: Tensor, *, innermost: bool) -> int:
+    """In how many runs of positions the means of a map are taken; 0 where positions are innermost, and each channel is a run."""
+    return max(1, min(_MOST_PARTS, positions(x) // _FEWEST_POSITIONS)) if innermost else 0

@@ -133,15 +133,15 @@ class Operator(ABC):
         def backward(gradient: Tensor, *arguments: Any) -> Tensor | tuple[Tensor, ...]:
             if self.has_kernel(arguments[0]):
                 return _as_returned(self.backward_kernel(gradient, *arguments))
-            return _as_returned(self._plain_gradients(gradient, arguments))
+            return _as_returned(self.gradients(self.plain, gradient, arguments))
 
         return backward
 
-    def _plain_gradients(self, gradient: Tensor, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    def gradients(self, compute: Callable[..., Tensor], gradient: Tensor, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The gradients of the differentiable arguments, as those of a function that computes the same."""
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in arguments[: self.differentiable]]
-            found = self.plain(*leaves, *arguments[self.differentiable :])
-            return torch.autograd.grad(found, leaves, gradient)
+            return torch.autograd.grad(compute(*leaves, *arguments[self.differentiable :]), leaves, gradient)
 
     def _empty_gradients(self, gradient: Tensor, *arguments: Any) -> Tensor | tuple[Tensor, ...]:
         x, *others = arguments[: self.differentiable]

@@ -12,6 +12,7 @@ from torch import Tensor
 from chansurg.recipes.pix.fusing import PICK_OR_MIX
 from chansurg.recipes.pix.partition import contiguous_runs
 from chansurg.recipes.pix.sampling import SAMPLE_CHANNELS
+from chansurg.recipes.slimconv.attending import ATTEND_CHANNELS
 from chansurg.recipes.slimconv.folding import FOLD_CHANNELS
 from chansurg.surgery.kernels.moving import ADD_CHANNELS, TAKE_CHANNELS
 from chansurg.surgery.kernels.operators import Operator
@@ -93,6 +94,10 @@ def _fold_channels(x: Tensor) -> Iterator[Call]:
     for folds, orders in ((2, 2), (channels // 2, 1), (2, 3)):
         weights = torch.rand(batch, orders, channels, device=x.device).to(x.dtype)
         yield Call(FOLD_CHANNELS, (x, weights, folds), f"fold_channels-{folds}-{orders}")
+        shapes = ((3, channels), (3,), (channels, 3), (channels,))
+        attention = [torch.randn(shape, device=x.device).to(x.dtype) for shape in shapes]
+        places = torch.stack([torch.randperm(channels, device=x.device) for _ in range(orders)])
+        yield Call(ATTEND_CHANNELS, (x, *attention, places, folds), f"attend_channels-{folds}-{orders}")
 
 
 def _moving(x: Tensor) -> Iterator[Call]:
