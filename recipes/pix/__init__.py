@@ -30,7 +30,8 @@ class Pix(Recipe):
     paper = "Pick-or-Mix: Dynamic Channel Sampling for ConvNets. Kumar, Kim, Park, Behera."
     not_for = (
         "Networks without squeeze layers (RegNetX, plain MobileNetV2 projections): squeeze mode finds nothing there. Networks that are "
-        "neither calibrated nor trained afterwards: the replaced layers' weights are lost."
+        "neither calibrated nor trained afterwards: the replaced layers' weights are lost. Narrow networks that have to be fast "
+        "(downscale mode in a MobileNetV2): its layers then take as long as what they save."
     )
     Options = PixOptions
 

@@ -53,6 +53,13 @@ class TimedSite:
     faster: bool
     reason: str
 
+    @property
+    def told(self) -> str:
+        """The reason, with the milliseconds."""
+        if self.before_ms is None or self.after_ms is None:
+            return self.reason
+        return f"{self.reason} ({self.before_ms:.3f} ms before, {self.after_ms:.3f} ms after)"
+
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
         return dict(vars(self))
