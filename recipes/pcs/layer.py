@@ -18,6 +18,7 @@ from chansurg.recipes.pcs.schedule import NOT_WATCHING, is_closing, shrinking_ra
 from chansurg.surgery.editing import narrowing
 from chansurg.surgery.gating import Gate
 from chansurg.surgery.layer import Moment
+from chansurg.surgery.pooling import mean_over
 
 START = 0.5
 """The salience of every entry when the generator's last layer is zero; :mod:`chansurg.recipes.pcs.planning` makes up for it by two."""
@@ -161,11 +162,7 @@ class SalienceGate(Gate):
     def salience(self, source: Tensor) -> Tensor:
         """``s``, neither masked nor truncated: ``[B, C_in, …] -> [B, entries]``."""
         others = [dim for dim in range(1, source.ndim) if dim != self.channel_dim % source.ndim]
-        pooled = source
-        if others:
-            # The sum over a whole image overflows in half precision.
-            half = source.dtype in (torch.float16, torch.bfloat16)
-            pooled = source.mean(others, dtype=torch.float32 if half else None).to(source.dtype)
+        pooled = mean_over(source, others)
         return functional.hardsigmoid(self.fc2(torch.relu(self.fc1(pooled))))
 
     def forward(self, features: Tensor, source: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from chansurg.recipes.pix.fusing import CHOICE, PICK_OR_MIX, extents, fused, num
 from chansurg.surgery.kernels.compiled import address
 from chansurg.surgery.kernels.layouts import channels_innermost, empty, packed, parts_of_means
 from chansurg.surgery.kernels.operators import Operator, in_front
+from chansurg.surgery.pooling import mean_over
 
 
 def probability(x: Tensor, theta: Tensor, beta: Tensor, channel_dim: int = 1, *, nonnegative: bool = False) -> Tensor:
@@ -36,11 +37,7 @@ def probability(x: Tensor, theta: Tensor, beta: Tensor, channel_dim: int = 1, *,
         ``[B, K]``.
     """
     others = [dim for dim in range(1, x.ndim) if dim != channel_dim % x.ndim]
-    g = x if nonnegative else x.abs()
-    if others:
-        # The sum over a whole image overflows in half precision.
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        g = g.mean(others, dtype=torch.float32 if half else None).to(x.dtype)
+    g = mean_over(x if nonnegative else x.abs(), others)
     return torch.sigmoid(functional.linear(g, theta, beta))
 
 

@@ -19,6 +19,7 @@ from chansurg.recipes.slimconv.folding import FOLD_CHANNELS, folded
 from chansurg.surgery.kernels.compiled import address
 from chansurg.surgery.kernels.layouts import channels_innermost, empty, packed, parts_of_means, positions
 from chansurg.surgery.kernels.operators import Operator, in_front
+from chansurg.surgery.pooling import mean_over
 
 
 def attention(x: Tensor, squeeze: Tensor, squeeze_bias: Tensor, excite: Tensor, excite_bias: Tensor) -> Tensor:
@@ -31,9 +32,7 @@ def attention(x: Tensor, squeeze: Tensor, squeeze_bias: Tensor, excite: Tensor, 
         excite: ``[C, hidden]``.
         excite_bias: ``[C]``.
     """
-    # The sum over a whole image overflows in half precision.
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    z = x.mean((2, 3), dtype=torch.float32 if half else None).to(x.dtype)
+    z = mean_over(x, (2, 3))
     return torch.sigmoid(functional.linear(functional.relu(functional.linear(z, squeeze, squeeze_bias)), excite, excite_bias))
 
 

@@ -18,6 +18,7 @@ from chansurg.recipes.slimconv.folding import FOLD_CHANNELS, fold
 from chansurg.recipes.slimconv.options import PATHS, RATIO, WEIGHTS
 from chansurg.surgery.errors import InputError
 from chansurg.surgery.layer import RecipeLayer, Target
+from chansurg.surgery.pooling import mean_over
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -141,9 +142,7 @@ class SlimConv(RecipeLayer):
 
     def channel_weights(self, x: Tensor) -> Tensor:
         """``w``: ``[B, C_in, H, W] -> [B, C_in, 1, 1]`` (Eq. 1)."""
-        # The sum over a whole image overflows in half precision.
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        z = x.mean((2, 3), keepdim=True, dtype=torch.float32 if half else None).to(x.dtype)
+        z = mean_over(x, (2, 3), keepdim=True)
         return torch.sigmoid(self.excite(functional.relu(self.norm(self.squeeze(z))))).to(x.dtype)
 
     def for_runtime(self, target: Target) -> nn.Module:
