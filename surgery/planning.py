@@ -113,7 +113,7 @@ def plan(
         paths, converted = [site.path for site in made.sites], carry_out(model, made, record, seed=seed)
         timing = time_sites(model, converted, paths, where, input_size=record.preprocessing.input_size, progress=progress)
         gaining = frozenset(site.path for site in timing.sites if site.faster)
-        allowed = Chosen(gaining, {**allowed.reasons, **{site.path: site.told for site in timing.sites if not site.faster}})
+        allowed = Chosen(gaining, {**allowed.reasons, **{site.path: site.reason for site in timing.sites if not site.faster}})
         made = found.plan(surveyed, values, allowed)
     if made.edits and limits:
         _check_growth(made, next(iter(limits.given)))
@@ -147,7 +147,8 @@ def _measured(model: nn.Module, images: Unlabelled, seed: int) -> Statistics:
 
 
 def _nothing(made: Plan) -> Refusal:
-    reasons = by_reason((skip.path, skip.reason) for skip in made.skipped)
+    timed = {} if made.timing is None else {site.path: site.told for site in made.timing.sites}
+    reasons = by_reason((timed.get(skip.path, skip.path), skip.reason) for skip in made.skipped)
     lines = [f"{reason}: {path_list(paths, limit=3)}" for reason, paths in list(reasons.items())[:_REASONS]] or [
         "there is no candidate at all"
     ]

@@ -55,10 +55,9 @@ class TimedSite:
 
     @property
     def told(self) -> str:
-        """The reason, with the milliseconds."""
-        if self.before_ms is None or self.after_ms is None:
-            return self.reason
-        return f"{self.reason} ({self.before_ms:.3f} ms before, {self.after_ms:.3f} ms after)"
+        """The path, with the milliseconds where there are some."""
+        known = self.before_ms is not None and self.after_ms is not None
+        return f"{self.path} ({self.before_ms:.3f} -> {self.after_ms:.3f} ms)" if known else self.path
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""

@@ -64,8 +64,8 @@ def test_only_what_is_faster_for_sure_is_converted(network: torch.nn.Module, tim
     assert taken(plan) == {"layer1.0.conv1"}
     assert (asked["runtimes"], asked["batch_sizes"], asked["input_sizes"]) == (["compile"], [8], [(3, 32, 32)])
     reasons = {skip.path: skip.reason for skip in plan.skipped}
-    assert reasons["layer1.1.conv1"] == "it is slower here (1.000 ms before, 1.500 ms after)"
-    assert reasons["layer1.2.conv1"] == "it is no faster here, for all that can be told (1.020 ms before, 1.000 ms after)"
+    assert reasons["layer1.1.conv1"] == "it is slower here"
+    assert reasons["layer1.2.conv1"] == "it is no faster here, for all that can be told"
     assert plan.asked == {"only": ["layer1.*.conv1"], "only_if_faster": True, "runtime": "compile", "batch_size": 8}
     assert plan.timing is not None
     assert [(site.path, site.module, site.before_ms, site.after_ms) for site in plan.timing.sites] == [
@@ -89,7 +89,7 @@ def test_modules_in_a_site_are_taken_together(network: torch.nn.Module, timed: A
         (
             [layer("layer1", 1.0, 2.0)],
             None,
-            "it is slower here (1.000 ms before, 2.000 ms after): layer1.0.conv1, layer1.1.conv1, layer1.2.conv1",
+            "it is slower here: layer1.0.conv1 (1.000 -> 2.000 ms), layer1.1.conv1 (1.000 -> 2.000 ms), layer1.2",
         ),
         ([], "there is no C++ compiler", "it could not be timed: there is no C++ compiler"),
         ([], None, "it could not be timed: no module around it takes and gives the same shapes before and after"),
