@@ -173,11 +173,17 @@ def test_what_was_built_before_is_used_where_a_network_is_compiled() -> None:
         graphs.append(graph)
         return graph
 
-    layer, x = PickOrMix(16, 4).eval(), torch.randn(2, 16, 6, 6)
-    expected = layer(x)
-    assert torch.equal(torch.compile(layer, backend=keep, fullgraph=True)(x), expected)
-    (graph,) = graphs
-    assert "chansurg.pick_or_mix" in [str(node.target) for node in graph.graph.nodes]
+    x = torch.randn(2, 16, 6, 6)
+    for network, operators in (
+        (PickOrMix(16, 4).eval(), {"pick_or_mix"}),
+        (chansurg.optimize(Both().eval(), x, runtime="compile"), {"sample_channels", "attend_channels"}),
+    ):
+        with torch.inference_mode():
+            expected = network(x)
+            found = torch.compile(network, backend=keep, fullgraph=True)(x)
+        assert torch.equal(found, expected)
+        targets = [str(node.target).partition(".") for node in graphs.pop().graph.nodes]
+        assert {name for space, _, name in targets if space == "chansurg"} == operators
 
 
 def test_autocast_runs_kernels_in_half_precision() -> None:
