@@ -37,11 +37,13 @@ class Recovery:
 
     Args:
         learning_rate: the highest one, as a share of what the optimizer was published with, which is for training from random weights.
+        calibrated_rate: the same for a network that the conversion has calibrated; ``None`` where it is no other.
         distill_blocks: weight of the block outputs of a teacher, beside its logits.
         new_first: share of the run, from 0 to below 1, in which only the layers that started anew are trained.
     """
 
     learning_rate: float = 0.4
+    calibrated_rate: float | None = None
     distill_blocks: float = 0.0
     new_first: float = 0.0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from chansurg.recipes.mod.options import ModOptions
 from chansurg.surgery.plan import EVERY, Chosen, Plan, Site, Skip
-from chansurg.surgery.recipe import Recipe
+from chansurg.surgery.recipe import Recipe, Recovery
 
 if TYPE_CHECKING:
     from chansurg.surgery.layer import RecipeLayer
@@ -30,6 +30,7 @@ class Mod(Recipe):
         "that are neither calibrated nor trained afterwards: the narrowed blocks lose most of their weights."
     )
     Options = ModOptions
+    recovery = Recovery(calibrated_rate=0.16)  # what was fitted is undone by faster steps
 
     def plan(self, survey: Survey, options: ModOptions, chosen: Chosen = EVERY) -> Plan:
         """See :mod:`chansurg.recipes.mod.planning`."""

@@ -47,8 +47,9 @@ def suited(settings: Settings, record: Record, *, is_taught: bool) -> Suited:
     Raises:
         InputError: where only new layers shall be trained, and there is none.
     """
-    converted = [entry.recipe for entry in record.journal if entry.kind == "convert"]
-    advice = find_recipe(converted[-1]).recovery if converted else _TRAINED if record.file is not None else _FRESH
+    converted = [entry for entry in record.journal if entry.kind == "convert"]
+    advice = find_recipe(converted[-1].recipe).recovery if converted else _TRAINED if record.file is not None else _FRESH
+    is_calibrated = bool(converted) and "calibration" in converted[-1].results
     since = max((number for number, entry in enumerate(record.journal) if entry.kind == "finetune"), default=-1)
     new = frozenset(name for entry in record.journal[since + 1 :] for name in entry.new)
     if settings.new_first and not new:
@@ -59,7 +60,7 @@ def suited(settings: Settings, record: Record, *, is_taught: bool) -> Suited:
             to_do="Leave it out.",
         )
     return Suited(
-        rate=advice.learning_rate,
+        rate=advice.calibrated_rate if is_calibrated and advice.calibrated_rate is not None else advice.learning_rate,
         distill_logits=float(is_taught) if settings.distill_logits is None else settings.distill_logits,
         distill_blocks=(advice.distill_blocks if is_taught else 0.0) if settings.distill_blocks is None else settings.distill_blocks,
         new_first=(advice.new_first * settings.epochs if new else 0.0) if settings.new_first is None else settings.new_first,

@@ -37,6 +37,16 @@ def test_a_converted_network_takes_what_its_recipe_advises(recipe: str) -> None:
     assert 0 < made.rate <= 1
 
 
+def test_a_calibrated_network_may_take_another_rate() -> None:
+    fresh = chansurg.convert(small.small(), "mod", input_size=SIZE)
+    record = chansurg.record_of(fresh)
+    fitted = replace(record, journal=(*record.journal[:-1], replace(record.journal[-1], results={"calibration": {}})))
+    advice = find_recipe("mod").recovery
+    assert advice.calibrated_rate is not None
+    assert (of(fresh).rate, of(attach(fresh, fitted)).rate) == (advice.learning_rate, advice.calibrated_rate)
+    assert advice.calibrated_rate < advice.learning_rate
+
+
 def test_random_weights_take_the_published_rate_and_those_of_a_file_a_lower_one() -> None:
     network = small.small()
     assert of(network).rate == 1.0
