@@ -31,10 +31,12 @@ _MOST_GROUPS = 2
 
 
 def form_for(layer: PickOrMix, target: Target) -> nn.Module:
-    """The form of a PiX layer for a runtime; the layer itself in half precision, and where its subsets are of many sizes."""
-    has_kernels = [operator.has_kernel(layer.theta) for operator in (SAMPLE_CHANNELS, PICK_OR_MIX)]
-    if target.runtime in ("eager", "compile") and any(has_kernels):
-        return KernelPickOrMix(layer, nonnegative=target.nonnegative)
+    """The form of a PiX layer for a runtime: by its kernels where there are some; else blended, or itself in half precision."""
+    if target.runtime in ("eager", "compile"):
+        # Both are asked: an operator is in compiled graphs only once it has been asked for its kernel outside of them.
+        has_kernels = [operator.has_kernel(layer.theta) for operator in (SAMPLE_CHANNELS, PICK_OR_MIX)]
+        if any(has_kernels):
+            return KernelPickOrMix(layer, nonnegative=target.nonnegative)
     groups = _groups(layer.subset_indices())
     if layer.theta.dtype not in (torch.float32, torch.float64) or len(groups) > _MOST_GROUPS:
         return layer
