@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,5 +19,8 @@ def mean_over(x: Tensor, dims: Sequence[int], *, keepdim: bool = False) -> Tenso
     """
     if not dims:
         return x
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    return x.mean(tuple(dims), keepdim=keepdim, dtype=torch.float32 if half else None).to(x.dtype)
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return x.mean(tuple(dims), keepdim=keepdim)
+    # A mean's backward pass would write the gradient as a whole map in single precision, divide that and cast it.
+    count = math.prod(x.shape[dim] for dim in dims)
+    return (x.sum(tuple(dims), keepdim=keepdim, dtype=torch.float32) / count).to(x.dtype)
