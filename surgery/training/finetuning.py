@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,32 +161,30 @@ def _carry_out(
 
     training = prepared(network, taught_by, settings, course, processes, (training_images, validation_images), finished, progress)
     training.rate(0)
-    if output is not None:
-        training.folder = RunFolder(output)
-        same = {
-            "model": _digest(weights_digest(model), json.dumps(record.as_json(), sort_keys=True)),
-            "training images": training_images.listing(),
-            "validation images": None if validation_images is None else validation_images.listing(),
-            "teacher": taught,
-            "processes": processes.number,
-            "device type": processes.device.type,
-        }
-        identity = _identity(settings, same, data, record_of(model), training_images, validation_images)
-        checkpoint = processes.first(lambda: _begun(training, identity, restart=restart, overwrite=overwrite))
-        if checkpoint is not None:
-            training.restore(checkpoint)
-    began = training.step
-    try:
-        training.run()
-    finally:
-        training.objective.close()
-        if training.folder is not None:
-            training.folder.close()
-    kept, line = _kept(training, settings)
-    final = finished(kept, line)
-    results = record_of(final).journal[-1].results
-    folder = training.folder
-    written = folder is not None and processes.first(lambda: folder.finish(final, results))
+    training.folder = folder = None if output is None else RunFolder(output)
+    with nullcontext() if folder is None else closing(folder):
+        if folder is not None:
+            same = {
+                "model": _digest(weights_digest(model), json.dumps(record.as_json(), sort_keys=True)),
+                "training images": training_images.listing(),
+                "validation images": None if validation_images is None else validation_images.listing(),
+                "teacher": taught,
+                "processes": processes.number,
+                "device type": processes.device.type,
+            }
+            identity = _identity(settings, same, data, record_of(model), training_images, validation_images)
+            checkpoint = processes.first(lambda: _begun(training, identity, restart=restart, overwrite=overwrite))
+            if checkpoint is not None:
+                training.restore(checkpoint)
+        began = training.step
+        try:
+            training.run()
+        finally:
+            training.objective.close()
+        kept, line = _kept(training, settings)
+        final = finished(kept, line)
+        results = record_of(final).journal[-1].results
+        written = folder is not None and processes.first(lambda: folder.finish(final, results))
     budget = results.get("budget")
     if budget is not None and not budget["within_tolerance"] and processes.main:
         missed = "The target was missed: %.3f of the original, not %g; the channels come in steps as large as that."

@@ -7,18 +7,21 @@
 ``last/``           the state to go on from
 ``best/``           the model file of the best epoch on ``val``, and its metrics
 ``results.json``    what was reached, once the run is finished and its model file written
+``.lock``           held while a run goes on here; the system lets go of it when the process ends, however it ends
 =================== ==========================================================================================
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -37,6 +40,8 @@ from chansurg.surgery.training.checkpoints import (
 )
 from chansurg.surgery.training.settings import WITHOUT_EFFECT
 
+log = logging.getLogger(__name__)
+
 _SCHEMA = 1
 
 
@@ -53,6 +58,7 @@ class RunFolder:
         self.settings, self.metrics, self.results = (self.path / name for name in ("settings.json", "metrics.jsonl", "results.json"))
         self.last, self.best = self.path / "last", self.path / "best"
         self._board: Any = None
+        self._lock = FileLock(self.path / ".lock")
 
     def exists(self) -> bool:
         """Whether a run was begun here."""
@@ -69,7 +75,7 @@ class RunFolder:
             The state to go on from; ``None`` at the beginning.
 
         Raises:
-            InputError: where the folder holds something else, or a run that was begun with other settings.
+            InputError: where the folder holds something else, a run that is going on, or one that was begun with other settings.
         """
         check_target(self.output)
         if self.path.exists() and not self.exists() and any(not name.name.startswith(".") for name in _inside(self.path)):
@@ -79,17 +85,32 @@ class RunFolder:
                 not_done="Nothing was trained.",
                 to_do="Move it away, or write elsewhere with -o.",
             )
+        self.path.mkdir(exist_ok=True)
+        self._hold()
         if self.exists() and not restart:
             self._require_same(identity)
             found = read_checkpoint(self.last)
         else:
             found = None
             self._clear()
-            self.path.mkdir(exist_ok=True)
             text = json.dumps({"schema": _SCHEMA, **identity}, indent=2)
             write_whole(self.settings, lambda temporary: temporary.write_text(text + "\n"))
         self._cut_metrics(0 if found is None else int(found.facts["metrics_bytes"]))
         return found
+
+    def _hold(self) -> None:
+        """Keep other runs out: two in one folder would write over each other's state."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as held:
+            raise InputError(
+                "Another run is going on in this folder.",
+                where=str(self.path),
+                not_done="Nothing was trained, and nothing was changed.",
+                to_do="Wait for it; or stop it with Ctrl-C, which saves its state, and give the command again; or write elsewhere with -o.",
+            ) from held
+        except NotImplementedError:
+            log.info("%s: this file system knows no locks, so two runs in one folder would not be noticed", self.path)
 
     def _clear(self) -> None:
         self.results.unlink(missing_ok=True)
@@ -197,10 +218,11 @@ class RunFolder:
         return True
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Let go of what is open, and of the folder."""
         if self._board:
             self._board.close()
         self._board = None
+        self._lock.release()
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -277,6 +277,23 @@ def test_an_output_of_the_run_before_is_replaced_although_the_new_one_was_killed
     assert alone.read_bytes() == (tmp_path / "other.safetensors").read_bytes() != stale
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(alone: Path, tree: Path, tmp_path: Path, restart: bool) -> None:
+    output = tmp_path / "busy.safetensors"
+    refused = []
+
+    def interfere(_: object) -> None:
+        with pytest.raises(InputError, match="Another run is going on") as told:
+            train(plain(), tree, output, restart=restart)
+        refused.append(told.value)
+
+    train(plain(), tree, output, progress=interfere)
+    assert refused
+    assert "Nothing was trained" in str(refused[0])
+    assert output.read_bytes() == alone.read_bytes()
+    train(plain(), tree, output, restart=restart)
+
+
 def test_a_folder_of_somebody_elses_is_left_alone(tree: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out.safetensors.run"
     folder.mkdir()
