@@ -76,6 +76,19 @@ class Player:
         found.setdefault(part.exit, env[part.exit])
         return found
 
+    def constant(self, node: fx.Node) -> Tensor:
+        """What a node computes that depends on no input."""
+        env = self._graph.env = {}
+
+        def compute(wanted: fx.Node) -> Any:
+            for source in wanted.all_input_nodes:
+                if source not in env:
+                    env[source] = compute(source)
+            return self._graph.run_node(wanted)
+
+        found: Tensor = compute(node)
+        return found
+
     def output(self, part: Part, x: Tensor) -> Tensor:
         """What the part makes of ``x``."""
         return self.run(part, x)[part.exit]

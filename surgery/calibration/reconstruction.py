@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,14 @@ from chansurg.surgery.calibration.playing import Carried, Player, select
 from chansurg.surgery.calibration.segments import Segment
 from chansurg.surgery.calibration.solving import Solution, solve
 from chansurg.surgery.calibration.units import Unit
+from chansurg.surgery.survey.kinds import shape_of
 
 ROWS_A_COLUMN = 8
 LEAST_ROWS = 32_768
 """Samples that a layer is solved with: at least so many where there are that many, and so many for each of its inputs."""
+
+LEAST_FACTOR, LEAST_SHARE = 1e-4, 1e-2
+"""A channel that is multiplied by less than the one, or than this share of the largest factor, keeps its weights: others would be huge."""
 
 
 class Reconstruction:
@@ -57,6 +62,9 @@ class Reconstruction:
 
     def fit(self, unit: Unit) -> bool:
         """Solve one unit's layers; whether anything was changed."""
+        factor = self._factor(unit)
+        if factor is None:
+            return False
         inside = norms_in([self._network.get_submodule(unit.path)])
         if inside:
             reestimate(inside, lambda: self._play(unit))
@@ -67,9 +75,13 @@ class Reconstruction:
             groups, columns, outputs = shape_of_layer(layer)
             width = groups * outputs
             weight, bias = _present(layer, unit.norm, start, start + width)
+            weight, bias = weight.reshape(groups, outputs, columns).cpu(), bias.reshape(groups, outputs).cpu()
+            scale = factor[start : start + width].view(groups, outputs)
             intercept = unit.norm is not None or layer.bias is not None
-            found = solve(own, other, weight.reshape(groups, outputs, columns), bias.reshape(groups, outputs), intercept=intercept)
-            solutions.append(found)
+            found = solve(own, other, weight * scale.unsqueeze(2), bias * scale, intercept=intercept)
+            counts = scale.abs() > max(LEAST_FACTOR, LEAST_SHARE * float(factor.abs().max()))
+            weight = torch.where(counts.unsqueeze(2), found.weight / scale.unsqueeze(2), weight)
+            solutions.append(replace(found, weight=weight, bias=torch.where(counts, found.bias / scale, bias)))
             start += width
             changed |= found.ridge is not None
         if not changed:
@@ -84,6 +96,15 @@ class Reconstruction:
             shift = torch.cat([found.bias.flatten() for found in solutions])
             _write_norm(unit.norm, torch.cat(means), torch.cat(spreads), torch.cat(scales), shift)
         return True
+
+    def _factor(self, unit: Unit) -> Tensor | None:
+        """What the unit's output channels are multiplied by before they count: ``[K]``."""
+        width = sum(layer.weight.shape[0] for layer in unit.layers)
+        shape = shape_of(unit.node)
+        if unit.closing is None or shape is None:
+            return torch.ones(width, dtype=torch.float64)
+        axis = len(shape) - 1 if isinstance(unit.layers[0], nn.Linear) else 1
+        return unit.closing.factor(self._players[1].constant, width, len(shape), axis)
 
     def _length(self, path: str, layer: Linear) -> Tensor:
         """The length that filters behind a norm shall have, ``[K]``: that of the original's filters there, which training arrived at.
@@ -115,11 +136,11 @@ class Reconstruction:
         for theirs, ours in batches:
             wanted = self._players[0].run(self._segment.original, theirs, (unit.target,), unit.target)[unit.target]
             wanted = select(wanted, unit.channels, unit.axis)
-            keep = () if unit.less is None else (unit.less,)
+            keep = () if unit.closing is None else (unit.closing.other,)
             with _watched(unit.layers) as inputs:
                 there = self._players[1].run(self._segment.converted, ours, keep, unit.until)
-            if unit.less is not None:
-                wanted = wanted - there[unit.less]
+            if unit.closing is not None:
+                wanted = unit.closing.moved_back(wanted - there[unit.closing.other])
             start = 0
             for layer, moments, x in zip(unit.layers, found, inputs, strict=True):
                 width = layer.weight.shape[0]

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from chansurg.surgery.calibration.closing import Closing, closing
 from chansurg.surgery.calibration.kept import Indices, Kept
 from chansurg.surgery.calibration.moments import Linear
-from chansurg.surgery.calibration.segments import Segment, is_layer
+from chansurg.surgery.calibration.segments import Segment
 from chansurg.surgery.layer import RecipeLayer
 from chansurg.surgery.survey import Region
-from chansurg.surgery.survey.kinds import is_addition, is_neutral, path_of
+from chansurg.surgery.survey.kinds import path_of
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Unit:
         target: the original's node that it is to give.
         channels: which of that node's channels, along ``axis``; ``None`` is all.
         axis: the channel axis.
-        less: the converted network's node that is taken off the target: the other side of an addition.
-        until: the later of the call and that.
+        closing: where the target is a block's end: how the output gets there, through an addition whose other side is taken off the target.
+        until: the later of the call and that other side.
     """
 
     node: fx.Node
@@ -42,7 +43,7 @@ class Unit:
     target: fx.Node
     channels: Indices | None
     axis: int
-    less: fx.Node | None
+    closing: Closing | None
     until: fx.Node
 
     @property
@@ -66,15 +67,19 @@ def units(network: nn.Module, theirs: Region, segment: Segment, kept: Kept) -> l
         if not layers or _called(part.nodes, node) != 1:
             continue
         norm, tail = _norm_behind(network, node)
-        closed = _closes(part.nodes, tail)
-        goal, less = (tail, None) if closed is None or closed[0] not in segment.partners else closed
+        closed = closing(part.nodes, tail)
+        if closed is not None and closed.addition not in segment.partners:
+            closed = None
+        goal = tail if closed is None else closed.addition
         partner = segment.partners.get(goal)
         if partner is None or partner not in segment.original.nodes:
             continue
         selection = kept.at(theirs, partner, goal)
         if selection is not None:
-            until = less if less in part.nodes and part.nodes.index(less) > part.nodes.index(node) else node
-            found.append(Unit(node, layers, norm, None if norm is None else path_of(tail), partner, *selection, less, until))
+            until = node
+            if closed is not None and closed.other in part.nodes and part.nodes.index(closed.other) > part.nodes.index(node):
+                until = closed.other
+            found.append(Unit(node, layers, norm, None if norm is None else path_of(tail), partner, *selection, closed, until))
     return found
 
 
@@ -106,25 +111,3 @@ def _norm_behind(network: nn.Module, node: fx.Node) -> tuple[nn.modules.batchnor
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and plain and module.affine and module.track_running_stats:
         return module, reader
     return None, node
-
-
-def _closes(nodes: tuple[fx.Node, ...], tail: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The addition that a layer's output goes into by itself, and its other side; not where that side waits for a layer to be fitted."""
-    order = {node: index for index, node in enumerate(nodes)}
-    first = order[tail]
-    while len(tail.users) == 1:
-        reader = next(iter(tail.users))
-        if is_addition(reader) and reader in order:
-            other = next(source for source in reader.all_input_nodes if source is not tail)
-            return None if _waits(other, order, first) else (reader, other)
-        if not is_neutral(reader):
-            return None
-        tail = reader
-    return None
-
-
-def _waits(node: fx.Node, order: dict[fx.Node, int], first: int) -> bool:
-    """Whether a layer that comes later than ``first`` has a part in what the node computes."""
-    if order.get(node, -1) <= first:
-        return False
-    return is_layer(node) or any(_waits(source, order, first) for source in node.all_input_nodes)

@@ -24,6 +24,7 @@ from chansurg.surgery.survey.kinds import (
     linear_of,
     module_of,
     path_of,
+    permutation,
     shape_of,
 )
 
@@ -224,18 +225,9 @@ class ChannelSpaces:
             return None
         channel = self._axis[sources[0]] % len(before)
         module, name = module_of(node), function_name(node)
-        order: list[int] | None = None
-        if type(module).__name__ == "Permute":
-            order = [int(d) for d in module.dims]  # type: ignore[union-attr]
-        elif name == "permute":
-            dims = node.args[1:] if len(node.args) > 2 else node.args[1] if len(node.args) > 1 else node.kwargs.get("dims", ())
-            order = [d for d in dims if isinstance(d, int)] if isinstance(dims, (tuple, list)) else None
-        elif name == "transpose" and len(node.args) == 3 and all(isinstance(d, int) for d in node.args[1:]):
-            order = list(range(len(before)))
-            a, b = (int(str(d)) % len(before) for d in node.args[1:])
-            order[a], order[b] = order[b], order[a]
-        if order is not None and len(order) == len(before):
-            moved = [d % len(before) for d in order].index(channel)
+        order = permutation(node)
+        if order is not None:
+            moved = order.index(channel)
             return -1 if moved == len(before) - 1 and moved != 1 else moved
         if name == "flatten" or isinstance(module, nn.Flatten):
             if channel == 1 and len(after) == 3 and len(before) > 3 and after[1] == before[1]:

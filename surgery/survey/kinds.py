@@ -159,6 +159,27 @@ def is_layout_change(node: fx.Node) -> bool:
     return name in ("permute", "transpose", "flatten", "unflatten", "movedim", "view", "reshape")
 
 
+def permutation(node: fx.Node) -> tuple[int, ...] | None:
+    """The order in which a permutation or transposition puts the dimensions of its input, counted from 0; ``None`` for any other node."""
+    sources = tensor_inputs(node)
+    shape = shape_of(sources[0]) if len(sources) == 1 else None
+    if shape is None:
+        return None
+    module, name = module_of(node), function_name(node)
+    order: list[int] = list(range(len(shape)))
+    if type(module).__name__ == "Permute":
+        order = [int(dim) for dim in module.dims]  # type: ignore[union-attr]
+    elif name == "permute":
+        dims = node.args[1:] if len(node.args) > 2 else node.args[1] if len(node.args) > 1 else node.kwargs.get("dims", ())
+        order = [dim for dim in dims if isinstance(dim, int)] if isinstance(dims, (tuple, list)) else []
+    elif name == "transpose" and len(node.args) == 3 and all(isinstance(dim, int) for dim in node.args[1:]):
+        first, second = (int(str(dim)) for dim in node.args[1:])
+        order[first], order[second] = order[second], order[first]
+    else:
+        return None
+    return tuple(dim % len(shape) for dim in order) if len(order) == len(shape) else None
+
+
 def follow(node: fx.Node, passing: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
     """Every node that ``node``'s output reaches through ``passing`` nodes, nearest first; passing nodes included."""
     seen: set[fx.Node] = set()
