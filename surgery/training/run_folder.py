@@ -109,8 +109,9 @@ class RunFolder:
                 not_done="Nothing was trained, and nothing was changed.",
                 to_do="Wait for it; or stop it with Ctrl-C, which saves its state, and give the command again; or write elsewhere with -o.",
             ) from held
-        except NotImplementedError:
-            log.info("%s: this file system knows no locks, so two runs in one folder would not be noticed", self.path)
+        except (OSError, NotImplementedError) as error:
+            # Not every network's file system has locks. A disk that takes nothing is told by what is written next.
+            log.warning("%s cannot be locked (%s): a second run in it would not be noticed.", self.path, error)
 
     def _clear(self) -> None:
         self.results.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -292,6 +293,19 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(alone:
     assert "Nothing was trained" in str(refused[0])
     assert output.read_bytes() == alone.read_bytes()
     train(plain(), tree, output, restart=restart)
+
+
+def test_where_there_are_no_locks_a_run_goes_on_and_says_so(
+    alone: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lockless(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.FileLock, "acquire", lockless)
+    output = tmp_path / "lockless.safetensors"
+    train(plain(), tree, output)
+    assert "No locks available" in caplog.text
+    assert output.read_bytes() == alone.read_bytes()
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(tree: Path, tmp_path: Path) -> None:
