@@ -76,9 +76,10 @@ def test_the_run_folder_says_everything(tree: Path, tmp_path: Path) -> None:
 
 def test_the_same_run_gives_the_same_bytes_whatever_the_workers(tree: Path, tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    model = tiny()
     state = torch.get_rng_state()
     for file, workers in zip(files, (0, 2), strict=True):
-        finetune(tiny(), tree, output=file, augment="imagenet", workers=workers, **QUICK)
+        finetune(model, tree, output=file, augment="imagenet", workers=workers, **QUICK)
     assert torch.equal(torch.get_rng_state(), state), "the caller's random state is left alone"
     assert len({chansurg.load(file, arch="networks.small:tiny").fc.weight.sum().item() for file in files}) == 1
     other = finetune(tiny(), tree, seed=1, augment="imagenet", **QUICK)
