@@ -35,7 +35,7 @@ Refine = Annotated[
     typer.Option(
         "--refine",
         metavar="STEPS",
-        help="Steps of distillation, block by block, behind the fits; 0 for none.",
+        help="Steps of distillation behind the fits, block by block, then of all blocks together; 0 for none.",
         rich_help_panel=FITTING,
         show_default="200, fewer for large models",
     ),

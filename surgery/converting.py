@@ -46,7 +46,7 @@ def apply(
         plan: from :func:`plan`.
         calibrate: images, as in :func:`plan`; layers are fitted to what the original makes of them.
         samples: how many of them are taken.
-        refine: steps of block-wise distillation behind the fits, 0 for none; left out, as :func:`~chansurg.surgery.calibration.calibrate`
+        refine: steps of distillation behind the fits, 0 for none; left out, as :func:`~chansurg.surgery.calibration.calibrate`
             takes them.
         inplace: change ``model`` itself instead of a deep copy; where it fails, ``model`` is then not usable any more.
         seed: initialises the new layers, each from its own path, so that the same input and options give the same numbers; and chooses

@@ -1,8 +1,8 @@
 """Calibration: a converted network fitted to the original on images without labels, segment by segment, in order of execution.
 
-In every segment, first norms are re-estimated, then layers are solved in closed form, then the segment is trained for a few steps. Images
-that nothing is fitted on decide after each of the three whether it is kept; so a segment never ends up further from the original than it
-was, and one that is the original's function already is left as it is, bit for bit.
+In every segment, first norms are re-estimated, then layers are solved in closed form, then the segment is trained for a few steps; in the
+end all segments are trained together. Images that nothing is fitted on decide each time whether it is kept; so no step leaves what it
+fits further from the original than it was, and a segment that is the original's function already is left as it is, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import logging
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from chansurg.surgery.calibration.best import Best
 from chansurg.surgery.calibration.kept import Kept
 from chansurg.surgery.calibration.norms import norms_in, reestimate, settle
 from chansurg.surgery.calibration.playing import LARGEST_BATCH, Carried, Player, Source, error
 from chansurg.surgery.calibration.reconstruction import Reconstruction
-from chansurg.surgery.calibration.refining import images_a_step
+from chansurg.surgery.calibration.refining import images_a_step, refine_together
 from chansurg.surgery.calibration.refining import refine as refine_segment
-from chansurg.surgery.calibration.segments import Segment, is_constant, segments
+from chansurg.surgery.calibration.segments import Segment, is_constant, joined, segments
 from chansurg.surgery.calibration.units import units
 from chansurg.surgery.drifting import drift_on, pictures
 from chansurg.surgery.files.provenance import record_of
@@ -41,8 +42,8 @@ EQUAL = 1e-5
 SOLVING_MACS = 2.5e12
 """Multiply-accumulates that closed forms may take, about; fewer images are taken where a network is large."""
 STEPS = 200
-REFINING_MACS = 6e12
-"""Steps of each segment where nothing else is said, and multiply-accumulates that all of them may take together."""
+REFINING_MACS = 9e12
+"""Steps of each segment, and of all together, where nothing else is said, and multiply-accumulates that all this may take."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,32 @@ class Fitted:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; an error that is not finite is null."""
-        values = {**vars(self), "layers": list(self.layers)}
-        return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+        return _finite({**vars(self), "layers": list(self.layers)})
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Together:
+    """What became of segments that were trained together. Errors are of their last output, relative, on images that nothing was fitted on.
+
+    Args:
+        path: of the module that they are parts of; empty for the network.
+        images: how many images they were fitted on.
+        before: the error with each segment fitted by itself.
+        after: the error in the end; that of before where training gained nothing and was undone.
+    """
+
+    path: str
+    images: int
+    before: float
+    after: float
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; an error that is not finite is null."""
+        return _finite(vars(self))
 
 
 @dataclass(frozen=True)
@@ -80,8 +105,9 @@ class Calibration:
     Args:
         images: how many images there were.
         held_out: how many of them nothing was fitted on.
-        steps: of training, a segment.
+        steps: of training, a segment, and as many of all together.
         segments: in order of execution.
+        together: what training them together came to.
         untouched: parts that could not be compared, with the reason.
     """
 
@@ -89,6 +115,7 @@ class Calibration:
     held_out: int
     steps: int
     segments: tuple[Fitted, ...] = ()
+    together: tuple[Together, ...] = ()
     untouched: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -98,6 +125,7 @@ class Calibration:
             "held_out": self.held_out,
             "steps": self.steps,
             "segments": [segment.as_json() for segment in self.segments],
+            "together": [together.as_json() for together in self.together],
             "untouched": dict(self.untouched),
         }
 
@@ -117,10 +145,10 @@ def calibrate(
         original: the network before its last conversion; it is not changed.
         converted: the network after it, with its record.
         images: images of the kind that the network was trained on.
-        refine: steps of block-wise distillation behind the closed forms; 0 for closed forms alone. ``None`` takes 200, or as many as
-            6e12 multiply-accumulates allow.
+        refine: steps of distillation behind the closed forms, segment by segment, and then of all segments together; 0 for closed forms
+            alone. ``None`` takes 200, or as many as 9e12 multiply-accumulates allow.
         seed: draws positions and batches.
-        progress: told how many segments of a region are done, and of how many.
+        progress: told how many parts of the work on a region are done, and of how many: its segments, and all of them together.
 
     Raises:
         InputError: where an image cannot be read.
@@ -132,6 +160,7 @@ def calibrate(
     surveys = survey(original, size), survey(converted, size)
     kept = Kept(surveys[0], record.journal[-1].edits if record.journal else ())
     fitted: list[Fitted] = []
+    together: list[Together] = []
     untouched: dict[str, str] = {path or "(the network)": reason for path, reason in surveys[1].untraced.items()}
     with unchanged(original), eval_mode(original), eval_mode(converted), torch.no_grad():
         for theirs, ours in _regions(*surveys):
@@ -146,15 +175,21 @@ def calibrate(
             for number, segment in enumerate(cut, 1):
                 fitted.append(run.fit(segment, last=segment is cut[-1]))
                 if progress is not None:
-                    progress(number, len(cut))
+                    progress(number, len(cut) + 1)
+            if (told := run.together(cut)) is not None:
+                together.append(told)
+            if progress is not None:
+                progress(len(cut) + 1, len(cut) + 1)
         if not fitted:
             _norms_alone(original, converted, parts)
-    return Calibration(len(images), len(parts[1]), steps, tuple(fitted), untouched)
+    return Calibration(len(images), len(parts[1]), steps, tuple(fitted), tuple(together), untouched)
 
 
 def _affordable(record: Record) -> int:
-    macs = record.journal[-1].after.get("macs", 0) if record.journal else 0
-    return int(min(STEPS, REFINING_MACS // max(1, 3 * images_a_step(record.preprocessing.input_size) * macs)))
+    """How many steps: each takes every segment there and back once, and then the whole network, beside the original's way there."""
+    entry = record.journal[-1] if record.journal else None
+    macs = 0 if entry is None else 6 * entry.after.get("macs", 0) + entry.before.get("macs", 0)
+    return int(min(STEPS, REFINING_MACS // max(1, images_a_step(record.preprocessing.input_size) * macs)))
 
 
 def _solvable(record: Record) -> int:
@@ -192,11 +227,19 @@ class _Run:
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
         self._players = Player(networks[0], regions[0]), Player(networks[1], regions[1])
+        self._images = images
+        self._solving = solving
+        self._fitted: list[nn.Module] = []
+        self._fitting, self._judging = self._carried()
+
+    def _carried(self) -> tuple[Carried, Carried]:
+        """The images to fit on and those to judge by, at the region's beginning."""
         shares = 1 - 1 / HELD_OUT, 1 / HELD_OUT
-        self._fitting, self._judging = (
-            Carried(*self._players, _sources(networks, regions, part), len(part), share, solving)
-            for part, share in zip(images, shares, strict=True)
+        fitting, judging = (
+            Carried(*self._players, _sources(self._networks, self._regions, part), len(part), share, self._solving)
+            for part, share in zip(self._images, shares, strict=True)
         )
+        return fitting, judging
 
     def fit(self, segment: Segment, *, last: bool) -> Fitted:
         for carried in (self._fitting, self._judging):
@@ -208,7 +251,8 @@ class _Run:
         own = self._own(segment)
         modules = list(own.values())
         if before > EQUAL:
-            best = _Best(modules, before, lambda: self._error(segment))
+            self._fitted += modules
+            best = Best(modules, before, lambda: self._error(segment))
             norms = norms_in(modules)
             if norms:
                 reestimate(norms, lambda: self._play(segment))
@@ -219,8 +263,9 @@ class _Run:
             layers = layers if best.keep() else ()
             solved = best.error
             if self._steps:
-                parameters = list({id(p): p for module in modules for p in module.parameters() if p.is_floating_point()}.values())
-                refine_segment(self._players[1], segment, parameters, self._fitting, self._steps, self._batch, self._generator, best.look)
+                refine_segment(
+                    self._players[1], segment, _parameters(modules), self._fitting, self._steps, self._batch, self._generator, best.look
+                )
                 best.keep()
             refined = best.error
             if norms:
@@ -232,6 +277,23 @@ class _Run:
                 carried.end(segment)
         log.info("%s: relative error %.3f, after closed forms %.3f, after refining %.3f", segment.path, before, solved, refined)
         return Fitted(segment.path, images, before, solved, refined, layers, better_norms)
+
+    def together(self, cut: Sequence[Segment]) -> Together | None:
+        """Train all segments that were fitted, once more and together; nothing where one alone was, or there are no steps."""
+        if not self._steps or len(cut) < 2 or not self._fitted:
+            return None
+        whole = joined(cut)
+        self._fitting, self._judging = self._carried()
+        for carried in (self._fitting, self._judging):
+            carried.begin(whole)
+        best = Best(self._fitted, before := self._error(whole), lambda: self._error(whole))
+        parameters = _parameters(self._fitted)
+        refine_together(self._players, whole, cut, parameters, self._fitting, self._steps, self._batch, self._generator, best.look)
+        if best.keep() and (norms := norms_in(self._fitted)):
+            settle(norms, lambda: self._play(whole))
+            best.keep(allowed=EQUAL)
+        log.info("%s: relative error %.3f, after refining together %.3f", whole.path, before, best.error)
+        return Together(self._regions[1].path, self._fitting.images, before, best.error)
 
     def _own(self, segment: Segment) -> dict[str, nn.Module]:
         """The modules that the segment alone calls, by path, as far as they share no tensor with what lies outside of it."""
@@ -255,35 +317,8 @@ class _Run:
             self._players[1].output(segment.converted, x)
 
 
-class _Best:
-    """The state of some modules with the least error so far."""
-
-    def __init__(self, modules: list[nn.Module], error: float, measure: Callable[[], float]) -> None:
-        self._tensors = list({id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}.values())
-        self._measure = measure
-        self.error = error
-        self._state = self._copied()
-
-    def look(self) -> None:
-        """Note the present state if it is better."""
-        with torch.no_grad():
-            now = self._measure()
-        if now < self.error:
-            self.error, self._state = now, self._copied()
-
-    def keep(self, allowed: float = 0.0) -> bool:
-        """Whether the present state is better, or worse by no more than ``allowed``, and is kept; else the best one is put back."""
-        now = self._measure()
-        if now < self.error + allowed:
-            self.error, self._state = now, self._copied()
-            return True
-        with torch.no_grad():
-            for tensor, value in zip(self._tensors, self._state, strict=True):
-                tensor.copy_(value)
-        return False
-
-    def _copied(self) -> list[Tensor]:
-        return [tensor.detach().clone() for tensor in self._tensors]
+def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return list({id(p): p for module in modules for p in module.parameters() if p.is_floating_point()}.values())
 
 
 def _sources(networks: tuple[nn.Module, nn.Module], regions: tuple[Region, Region], images: Unlabelled) -> tuple[Source, Source]:
@@ -332,6 +367,6 @@ def _norms_alone(original: nn.Module, converted: nn.Module, images: tuple[Unlabe
         gap = drift_on(original, converted, (), held_out).outputs
         return math.inf if gap is None else gap
 
-    best = _Best([converted], apart(), apart)
+    best = Best([converted], apart(), apart)
     reestimate(norms, play)
     best.keep()

@@ -1,21 +1,28 @@
-"""Block-wise distillation: a segment trained for a few steps to give what the original's gives, from what really goes into it.
+"""Distillation without labels: some layers trained for a few steps to give what the original's give, from what really goes into them.
 
-Source: Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021, Section 3.2: blocks are the
-unit at which fitting separately still serves the whole.
+First segment by segment: each is a small problem, and serves the whole (:func:`refine`). What one segment could not reach, those behind it
+may still make up for, and those before it may ease: so in the end all of them are trained together, towards what the original computes at
+every cut (:func:`refine_together`).
+
+Sources: Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021, Section 3.2, for blocks as
+units; Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, Section 2.2, for hidden layers as what a whole network is led by.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from chansurg.surgery.calibration.playing import Carried, Player, batch_size
+from chansurg.surgery.calibration.playing import Carried, Player, batch_size, selected
 from chansurg.surgery.calibration.segments import Segment
 
 LEARNING_RATE = 3e-3
+FULL_RATE_STEPS = 200
+"""A whole network that is given fewer steps takes them at a rate that is lower in proportion: what a long run loses at its beginning, and
+wins back many times over, a short one would lose for good."""
 WARMING_UP = 0.1
 """Share of the steps over which the rate rises; behind that it falls along a cosine to nothing."""
 LOOKS = 8
@@ -23,6 +30,8 @@ LOOKS = 8
 LARGEST_BATCH, SMALLEST_BATCH = 64, 8
 BATCH_PIXELS = 64 * 64 * 64
 """A batch has so many pixels, so that networks for large images take a step with few of them: each has more positions."""
+MEASURING = 64
+"""Images that tell how large the original's activations are."""
 
 
 def images_a_step(size: Sequence[int]) -> int:
@@ -54,22 +63,89 @@ def refine(
     """
     inputs, targets = torch.cat(carried.ours), torch.cat(carried.targets)
     scale = float(targets.var())
-    if not parameters or not steps or not scale > 0:
+    if not scale > 0:
+        return
+
+    def losses(chosen: Tensor) -> Iterator[Tensor]:
+        for few in torch.split(chosen.to(inputs.device), max(1, batch_size([segment.converted]) // 2)):
+            yield _apart(player.output(segment.converted, inputs[few]), targets[few]) / (scale * len(chosen))
+
+    _descend(parameters, losses, len(inputs), steps, batch, generator, look)
+
+
+def refine_together(
+    players: tuple[Player, Player],
+    whole: Segment,
+    cut: Sequence[Segment],
+    parameters: Sequence[nn.Parameter],
+    carried: Carried,
+    steps: int,
+    batch: int,
+    generator: torch.Generator,
+    look: Callable[[], None],
+) -> None:
+    """Train segments together, in eval mode. The output weighs as much as all other ends of segments.
+
+    Args:
+        players: of the original and of the converted network.
+        whole: all that the segments are cut from.
+        cut: the segments, in order; two at least.
+        parameters: what may change.
+        carried: images to fit on, at the beginning of ``whole``.
+        steps: optimizer steps.
+        batch: images in each.
+        generator: draws batches.
+        look: called now and then, and at the end.
+    """
+    theirs, ours = torch.cat(carried.theirs), torch.cat(carried.ours)
+    size = max(1, batch_size([whole.original, whole.converted]) // 2)
+
+    def wanted(few: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            found = players[0].run(whole.original, theirs[few], keep={segment.original.exit for segment in cut})
+        return [selected(segment, found[segment.original.exit]) for segment in cut]
+
+    measured = torch.arange(min(MEASURING, len(theirs)), device=theirs.device)
+    shares = [1 / (len(cut) - 1)] * (len(cut) - 1) + [1.0]
+    scales = _variances(wanted(few) for few in torch.split(measured, size))
+    weights = [share / scale if scale > 0 else 0.0 for share, scale in zip(shares, scales, strict=True)]
+
+    def losses(chosen: Tensor) -> Iterator[Tensor]:
+        for few in torch.split(chosen.to(ours.device), size):
+            found = players[1].run(whole.converted, ours[few], keep={segment.converted.exit for segment in cut})
+            given = [found[segment.converted.exit] for segment in cut]
+            apart = [weight * _apart(x, target) for weight, x, target in zip(weights, given, wanted(few), strict=True)]
+            yield torch.stack(apart).sum() / len(chosen)
+
+    _descend(parameters, losses, len(ours), steps, batch, generator, look, LEARNING_RATE * min(1.0, steps / FULL_RATE_STEPS))
+
+
+def _descend(
+    parameters: Sequence[nn.Parameter],
+    losses: Callable[[Tensor], Iterator[Tensor]],
+    images: int,
+    steps: int,
+    batch: int,
+    generator: torch.Generator,
+    look: Callable[[], None],
+    peak: float = LEARNING_RATE,
+) -> None:
+    """Adam on the sum of what ``losses`` gives for images, told their numbers; each loss is sent back before the next is made."""
+    if not parameters or not steps:
         return
     # Adam written out by torch in one call for all tensors is no faster on a CPU, and other bits on other machines.
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, foreach=False)
+    optimizer = torch.optim.Adam(parameters, lr=peak, foreach=False)
     wanted = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    at_once = batch_size([segment.converted])
     try:
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * _rate((step + 1) / steps)
-            chosen = torch.randperm(len(inputs), generator=generator)[:batch].to(inputs.device)
+                group["lr"] = peak * _rate((step + 1) / steps)
             optimizer.zero_grad()
-            for few in torch.split(chosen, max(1, at_once // 2)):
-                _backward(player, segment, inputs[few], targets[few], scale * len(chosen))
+            with torch.enable_grad():
+                for loss in losses(torch.randperm(images, generator=generator)[:batch]):
+                    loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if (step + 1) * LOOKS // steps > step * LOOKS // steps:
                 look()
@@ -79,11 +155,21 @@ def refine(
             parameter.grad = None
 
 
-def _backward(player: Player, segment: Segment, x: Tensor, target: Tensor, scale: float) -> None:
-    with torch.enable_grad():
-        given = player.output(segment.converted, x)
-        loss = (given - target).square().flatten(1).mean(1).sum() / scale
-        loss.backward()  # type: ignore[no-untyped-call]
+def _apart(given: Tensor, target: Tensor) -> Tensor:
+    """Mean squares of the differences of each image, summed over the images."""
+    return (given - target).square().flatten(1).mean(1).sum()
+
+
+def _variances(batches: Iterable[list[Tensor]]) -> list[float]:
+    """Of each of several tensors, about its one mean, over all batches; 0 where rounding is all that there is."""
+    found = [[(float(x.mean()), float(x.square().mean()), len(x)) for x in tensors] for tensors in batches]
+    variances = []
+    for parts in zip(*found, strict=True):
+        images = sum(count for _, _, count in parts)
+        mean = sum(mean * count for mean, _, count in parts) / images
+        square = sum(square * count for _, square, count in parts) / images
+        variances.append(square - mean**2 if square - mean**2 > 1e-6 * square else 0.0)
+    return variances
 
 
 def _rate(progress: float) -> float:

@@ -106,6 +106,18 @@ def segments(original: Survey, converted: Survey, theirs: Region, ours: Region, 
     return found
 
 
+def joined(cut: Sequence[Segment]) -> Segment:
+    """All segments of a region as one."""
+    last = cut[-1]
+    partners = {mine: its for segment in cut for mine, its in segment.partners.items()}
+    parts = _chained([segment.original for segment in cut]), _chained([segment.converted for segment in cut])
+    return Segment(last.path, *parts, last.channels, last.axis, partners)
+
+
+def _chained(parts: Sequence[Part]) -> Part:
+    return Part(parts[0].entry, parts[-1].exit, tuple(dict.fromkeys(node for part in parts for node in part.nodes)))
+
+
 def _partners(original: Survey, converted: Survey, theirs: Region, ours: Region) -> dict[fx.Node, fx.Node]:
     """For nodes of the converted network, the original's that computed the same: by address, and blocks' ends by the block's path."""
     by_address = {node.meta["address"]: node for node in theirs.nodes if "address" in node.meta}

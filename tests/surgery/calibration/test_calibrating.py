@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from networks.small import small, tied
 from torch import Tensor, nn
 
 import chansurg
-from chansurg.surgery.calibration import calibrate, playing
+from chansurg.surgery.calibration import calibrate, calibrating, playing
 from chansurg.surgery.calibration.norms import norms_in, settle
 from chansurg.surgery.carrying_out import carry_out
 from chansurg.surgery.edits import Narrow
@@ -81,6 +81,40 @@ def test_what_a_copy_of_the_lost_channels_knows_is_recovered_exactly(pictures: P
     assert [segment.layers for segment in told.segments] == [("2",)]
 
 
+def test_segments_trained_together_come_nearer_still(pictures: Pictures) -> None:
+    network = trained(build_cifar("resnet20"))
+    converted = chansurg.convert(network, "mod", input_size=(3, SIDE, SIDE))
+    images = pictures(64, SIDE)
+    told = calibrate(network, converted, images, refine=8)
+    (together,) = told.together
+    assert together.path == ""
+    assert together.images == 56
+    assert together.after < together.before
+    # The last segment ends where the network does: that is how far it had come by itself.
+    assert together.before == pytest.approx(told.segments[-1].refined, rel=1e-4)
+    assert together.after == pytest.approx(gap(network, converted, images.divided()[1]), rel=1e-4)
+
+
+def test_what_training_together_worsens_is_undone(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = trained(build_cifar("resnet20"))
+    converted = chansurg.convert(network, "mod", input_size=(3, SIDE, SIDE))
+    images = pictures(32, SIDE)
+    alone = copy.deepcopy(converted)
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrating, "refine_together", lambda *_: None)
+        calibrate(network, alone, images, refine=2)
+
+    def spoil(players: object, whole: object, cut: object, parameters: Sequence[nn.Parameter], *_: object) -> None:
+        for parameter in parameters:
+            parameter.mul_(3.0)
+
+    monkeypatch.setattr(calibrating, "refine_together", spoil)
+    (together,) = calibrate(network, converted, images, refine=2).together
+    assert together.after == together.before
+    expected = state(alone)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in converted.state_dict().items())
+
+
 @pytest.mark.parametrize("refine", [0, 5])
 def test_a_network_that_computes_the_same_stays_bit_by_bit(refine: int, pictures: Pictures) -> None:
     network = trained(build_cifar("resnet20"))
@@ -88,6 +122,7 @@ def test_a_network_that_computes_the_same_stays_bit_by_bit(refine: int, pictures
     before = state(converted)
     told = calibrate(network, converted, pictures(16, SIDE), refine=refine)
     assert told.segments
+    assert not told.together
     assert all(torch.equal(before[name], tensor) for name, tensor in converted.state_dict().items())
 
 
