@@ -42,7 +42,7 @@ EQUAL = 1e-5
 SOLVING_MACS = 2.5e12
 """Multiply-accumulates that closed forms may take, about; fewer images are taken where a network is large."""
 STEPS = 200
-REFINING_MACS = 9e12
+REFINING_MACS = 8e12
 """Steps of each segment, and of all together, where nothing else is said, and multiply-accumulates that all this may take."""
 
 
@@ -146,7 +146,7 @@ def calibrate(
         converted: the network after it, with its record.
         images: images of the kind that the network was trained on.
         refine: steps of distillation behind the closed forms, segment by segment, and then of all segments together; 0 for closed forms
-            alone. ``None`` takes 200, or as many as 9e12 multiply-accumulates allow.
+            alone. ``None`` takes 200, or as many as 8e12 multiply-accumulates allow.
         seed: draws positions and batches.
         progress: told how many parts of the work on a region are done, and of how many: its segments, and all of them together.
 
@@ -279,14 +279,16 @@ class _Run:
         return Fitted(segment.path, images, before, solved, refined, layers, better_norms)
 
     def together(self, cut: Sequence[Segment]) -> Together | None:
-        """Train all segments that were fitted, once more and together; nothing where one alone was, or there are no steps."""
+        """Train all segments that were fitted, once more and together; nothing where one alone was, or the output is right already."""
         if not self._steps or len(cut) < 2 or not self._fitted:
             return None
         whole = joined(cut)
         self._fitting, self._judging = self._carried()
         for carried in (self._fitting, self._judging):
             carried.begin(whole)
-        best = Best(self._fitted, before := self._error(whole), lambda: self._error(whole))
+        if (before := self._error(whole)) <= EQUAL:
+            return None
+        best = Best(self._fitted, before, lambda: self._error(whole))
         parameters = _parameters(self._fitted)
         refine_together(self._players, whole, cut, parameters, self._fitting, self._steps, self._batch, self._generator, best.look)
         if best.keep() and (norms := norms_in(self._fitted)):
