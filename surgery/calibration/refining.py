@@ -162,7 +162,7 @@ def _apart(given: Tensor, target: Tensor) -> Tensor:
 
 def _variances(batches: Iterable[list[Tensor]]) -> list[float]:
     """Of each of several tensors, about its one mean, over all batches; 0 where rounding is all that there is."""
-    found = [[(float(x.mean()), float(x.square().mean()), len(x)) for x in tensors] for tensors in batches]
+    found = [[(float(x.mean()), float(x.square().mean()), len(x)) for x in map(Tensor.float, tensors)] for tensors in batches]
     variances = []
     for parts in zip(*found, strict=True):
         images = sum(count for _, _, count in parts)
