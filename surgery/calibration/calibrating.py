@@ -22,7 +22,7 @@ from chansurg.surgery.calibration.kept import Kept
 from chansurg.surgery.calibration.norms import norms_in, reestimate, settle
 from chansurg.surgery.calibration.playing import LARGEST_BATCH, Carried, Player, Source, error
 from chansurg.surgery.calibration.reconstruction import Reconstruction
-from chansurg.surgery.calibration.refining import images_a_step, refine_together
+from chansurg.surgery.calibration.refining import Descent, images_a_step, refine_together
 from chansurg.surgery.calibration.refining import refine as refine_segment
 from chansurg.surgery.calibration.segments import Segment, is_constant, joined, segments
 from chansurg.surgery.calibration.units import units
@@ -263,9 +263,7 @@ class _Run:
             layers = layers if best.keep() else ()
             solved = best.error
             if self._steps:
-                refine_segment(
-                    self._players[1], segment, _parameters(modules), self._fitting, self._steps, self._batch, self._generator, best.look
-                )
+                refine_segment(self._players[1], segment, self._fitting, self._descent(modules, best))
                 best.keep()
             refined = best.error
             if norms:
@@ -289,13 +287,17 @@ class _Run:
         if (before := self._error(whole)) <= EQUAL:
             return None
         best = Best(self._fitted, before, lambda: self._error(whole))
-        parameters = _parameters(self._fitted)
-        refine_together(self._players, whole, cut, parameters, self._fitting, self._steps, self._batch, self._generator, best.look)
-        if best.keep() and (norms := norms_in(self._fitted)):
+        refine_together(self._players, whole, cut, self._fitting, self._descent(self._fitted, best))
+        best.keep()
+        if best.error < before and (norms := norms_in(self._fitted)):
             settle(norms, lambda: self._play(whole))
             best.keep(allowed=EQUAL)
         log.info("%s: relative error %.3f, after refining together %.3f", whole.path, before, best.error)
         return Together(self._regions[1].path, self._fitting.images, before, best.error)
+
+    def _descent(self, modules: Sequence[nn.Module], best: Best) -> Descent:
+        parameters = list({id(p): p for module in modules for p in module.parameters() if p.is_floating_point()}.values())
+        return Descent(parameters, self._steps, self._batch, self._generator, best.look)
 
     def _own(self, segment: Segment) -> dict[str, nn.Module]:
         """The modules that the segment alone calls, by path, as far as they share no tensor with what lies outside of it."""
@@ -317,10 +319,6 @@ class _Run:
     def _play(self, segment: Segment) -> None:
         for x in self._fitting.telling():
             self._players[1].output(segment.converted, x)
-
-
-def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
-    return list({id(p): p for module in modules for p in module.parameters() if p.is_floating_point()}.values())
 
 
 def _sources(networks: tuple[nn.Module, nn.Module], regions: tuple[Region, Region], images: Unlabelled) -> tuple[Source, Source]:

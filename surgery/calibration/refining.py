@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,25 @@ MEASURING = 64
 """Images that tell how large the original's activations are."""
 
 
+@dataclass(frozen=True)
+class Descent:
+    """What is trained, and for how long.
+
+    Args:
+        parameters: what may change.
+        steps: optimizer steps.
+        batch: images in each.
+        generator: draws batches.
+        look: called now and then, and at the end.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    steps: int
+    batch: int
+    generator: torch.Generator
+    look: Callable[[], None]
+
+
 def images_a_step(size: Sequence[int]) -> int:
     """How many images make a batch, for an input ``(C, H, W)``."""
     return max(SMALLEST_BATCH, min(LARGEST_BATCH, BATCH_PIXELS // (size[-1] * size[-2])))
@@ -42,24 +62,16 @@ def images_a_step(size: Sequence[int]) -> int:
 def refine(
     player: Player,
     segment: Segment,
-    parameters: Sequence[nn.Parameter],
     carried: Carried,
-    steps: int,
-    batch: int,
-    generator: torch.Generator,
-    look: Callable[[], None],
+    descent: Descent,
 ) -> None:
     """Train a segment of the converted network, in eval mode: its norms work as they will.
 
     Args:
         player: of the converted network.
         segment: the segment.
-        parameters: what may change.
         carried: images to fit on, carried to the segment's beginning.
-        steps: optimizer steps.
-        batch: images in each.
-        generator: draws batches.
-        look: called now and then, and at the end.
+        descent: what is trained, and for how long.
     """
     inputs, targets = torch.cat(carried.ours), torch.cat(carried.targets)
     scale = float(targets.var())
@@ -70,19 +82,15 @@ def refine(
         for few in torch.split(chosen.to(inputs.device), max(1, batch_size([segment.converted]) // 2)):
             yield _apart(player.output(segment.converted, inputs[few]), targets[few]) / (scale * len(chosen))
 
-    _descend(parameters, losses, len(inputs), steps, batch, generator, look)
+    _descend(descent, losses, len(inputs), LEARNING_RATE)
 
 
 def refine_together(
     players: tuple[Player, Player],
     whole: Segment,
     cut: Sequence[Segment],
-    parameters: Sequence[nn.Parameter],
     carried: Carried,
-    steps: int,
-    batch: int,
-    generator: torch.Generator,
-    look: Callable[[], None],
+    descent: Descent,
 ) -> None:
     """Train segments together, in eval mode. The output weighs as much as all other ends of segments.
 
@@ -90,12 +98,8 @@ def refine_together(
         players: of the original and of the converted network.
         whole: all that the segments are cut from.
         cut: the segments, in order; two at least.
-        parameters: what may change.
         carried: images to fit on, at the beginning of ``whole``.
-        steps: optimizer steps.
-        batch: images in each.
-        generator: draws batches.
-        look: called now and then, and at the end.
+        descent: what is trained, and for how long.
     """
     theirs, ours = torch.cat(carried.theirs), torch.cat(carried.ours)
     size = max(1, batch_size([whole.original, whole.converted]) // 2)
@@ -117,20 +121,12 @@ def refine_together(
             apart = [weight * _apart(x, target) for weight, x, target in zip(weights, given, wanted(few), strict=True)]
             yield torch.stack(apart).sum() / len(chosen)
 
-    _descend(parameters, losses, len(ours), steps, batch, generator, look, LEARNING_RATE * min(1.0, steps / FULL_RATE_STEPS))
+    _descend(descent, losses, len(ours), LEARNING_RATE * min(1.0, descent.steps / FULL_RATE_STEPS))
 
 
-def _descend(
-    parameters: Sequence[nn.Parameter],
-    losses: Callable[[Tensor], Iterator[Tensor]],
-    images: int,
-    steps: int,
-    batch: int,
-    generator: torch.Generator,
-    look: Callable[[], None],
-    peak: float = LEARNING_RATE,
-) -> None:
+def _descend(descent: Descent, losses: Callable[[Tensor], Iterator[Tensor]], images: int, peak: float) -> None:
     """Adam on the sum of what ``losses`` gives for images, told their numbers; each loss is sent back before the next is made."""
+    parameters, steps = descent.parameters, descent.steps
     if not parameters or not steps:
         return
     # Adam written out by torch in one call for all tensors is no faster on a CPU, and other bits on other machines.
@@ -144,11 +140,11 @@ def _descend(
                 group["lr"] = peak * _rate((step + 1) / steps)
             optimizer.zero_grad()
             with torch.enable_grad():
-                for loss in losses(torch.randperm(images, generator=generator)[:batch]):
+                for loss in losses(torch.randperm(images, generator=descent.generator)[: descent.batch]):
                     loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if (step + 1) * LOOKS // steps > step * LOOKS // steps:
-                look()
+                descent.look()
     finally:
         for parameter, was in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(was)
