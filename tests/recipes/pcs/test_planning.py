@@ -246,7 +246,7 @@ def test_importance_is_the_norms_scale_times_the_filters_norm() -> None:
     assert importance_of(nn.Conv2d(4, 8, 1, device="meta"), None, 2) is None
     layer = nn.Linear(3, 4)
     by_unit = importance_of(layer, None, 2)
-    assert by_unit == pytest.approx([float(layer.weight[i : i + 2].norm()) for i in (0, 2)], rel=1e-4)
+    assert by_unit == pytest.approx([float(layer.weight[i : i + 2].detach().norm()) for i in (0, 2)], rel=1e-4)
 
 
 def test_options_reach_every_gate() -> None:

@@ -7,10 +7,17 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from chansurg.surgery.architecture import Preprocessing
 from chansurg.surgery.images.unlabelled import Unlabelled
+
+
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    """Networks that a test builds have the same weights whichever tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
