@@ -41,7 +41,7 @@ class Descent:
 
     Args:
         parameters: what may change.
-        steps: optimizer steps.
+        steps: optimizer steps, one at least.
         batch: images in each.
         generator: draws batches.
         look: called now and then, and at the end.
@@ -59,12 +59,7 @@ def images_a_step(size: Sequence[int]) -> int:
     return max(SMALLEST_BATCH, min(LARGEST_BATCH, BATCH_PIXELS // (size[-1] * size[-2])))
 
 
-def refine(
-    player: Player,
-    segment: Segment,
-    carried: Carried,
-    descent: Descent,
-) -> None:
+def refine(player: Player, segment: Segment, carried: Carried, descent: Descent) -> None:
     """Train a segment of the converted network, in eval mode: its norms work as they will.
 
     Args:
@@ -127,7 +122,7 @@ def refine_together(
 def _descend(descent: Descent, losses: Callable[[Tensor], Iterator[Tensor]], images: int, peak: float) -> None:
     """Adam on the sum of what ``losses`` gives for images, told their numbers; each loss is sent back before the next is made."""
     parameters, steps = descent.parameters, descent.steps
-    if not parameters or not steps:
+    if not parameters:
         return
     # Adam written out by torch in one call for all tensors is no faster on a CPU, and other bits on other machines.
     optimizer = torch.optim.Adam(parameters, lr=peak, foreach=False)
